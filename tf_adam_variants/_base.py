@@ -1,0 +1,294 @@
+"""The Keras optimizer that all variants are: state, configuration, checks, and the way of one update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypedDict
+
+import keras
+import tensorflow as tf
+
+from tf_adam_variants import _checks, _formula, _kernels, _layout, _variables
+
+
+class KerasArguments(TypedDict, total=False):
+    """What `keras.optimizers.Optimizer` takes by keyword, passed on unchanged."""
+
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: float | None
+    gradient_accumulation_steps: int | None
+
+
+class Step(NamedTuple):
+    """What the updates of one step share, for variables of one state type."""
+
+    learning_rate: Any
+    decay: Any | None
+    coefficients: _formula.Coefficients
+    rates: _kernels.Rates | None
+
+
+class AdamVariant(keras.optimizers.Optimizer):
+    """One Adam body. A subclass says which terms it has.
+
+    Keras's and TensorFlow's private names that this class uses, all of them here: the hook
+    `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
+    `_apply_weight_decay` (switched off: decay belongs to the formula), `_use_weight_decay`,
+    `_var_key`, `_get_variable_index`, `_overwrite_variable_with_gradient`, and `_iterations`.
+    """
+
+    nu_1: float = 1.0
+    nu_2: float = 1.0
+    amsgrad: bool = False
+    bias_correction: bool = True
+    grad_averaging: bool = True
+
+    # Constructor arguments of the subclass that are attributes of the same name.
+    _hyperparameters: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        weight_decay: float | None,
+        exclude_from_weight_decay: Iterable[str] | None,
+        name: str,
+        keras_arguments: KerasArguments,
+    ) -> None:
+        _checks.keras_arguments(keras_arguments)
+        super().__init__(
+            learning_rate=_checks.learning_rate(learning_rate),
+            weight_decay=weight_decay,
+            name=name,
+            **keras_arguments,
+        )
+        self.beta_1 = _checks.beta("beta_1", beta_1)
+        self.beta_2 = _checks.beta("beta_2", beta_2)
+        self.epsilon = _checks.nonnegative("epsilon", epsilon)
+        # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
+        self._undecayed_patterns = _checks.patterns("exclude_from_weight_decay", exclude_from_weight_decay)
+        self._undecayed_by_method: list[str] = []
+        self._undecayed_keys: frozenset[str] = frozenset()
+        self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    def build(self, variables: Iterable[Any]) -> None:
+        """Make the slots: momentum and velocity of each variable, in Keras's order and by its names."""
+        variables = list(variables)
+        if self.built:
+            self._check_same_variables(variables)
+            return
+        for variable in variables:
+            if not tf.as_dtype(variable.dtype).is_floating:
+                raise ValueError(
+                    f"{self.name} updates variables of real floating types. "
+                    f"Received: {_variables.path(variable)} of type {variable.dtype}"
+                )
+        super().build(variables)
+        momentums, velocities = [], []
+        for variable in variables:
+            momentums.append(self._add_slot(variable, "momentum"))
+            velocities.append(self._add_slot(variable, "velocity"))
+        self._momentums, self._velocities = momentums, velocities
+        if self.amsgrad:
+            self._velocity_hats = [self._add_slot(variable, "velocity_hat") for variable in variables]
+        self._undecayed = frozenset(
+            i for i, variable in enumerate(variables) if not self._use_weight_decay(variable)
+        )
+        self._layout.check()
+
+    def _add_slot(self, variable: Any, name: str) -> Any:
+        if self._overwrite_variable_with_gradient(variable):
+            return None
+        dtype = _variables.state_type(variable)
+        if dtype == tf.as_dtype(variable.dtype):
+            return self.add_variable_from_reference(variable, name=name)
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        with tf.distribute.get_strategy().extended.colocate_vars_with(value):
+            return self.add_variable(
+                shape=variable.shape,
+                dtype=dtype.name,
+                name=f"{_variables.path(variable).replace('/', '_')}_{name}",
+            )
+
+    def _check_same_variables(self, variables: list[Any]) -> None:
+        if [self._var_key(v) for v in variables] != [self._var_key(v) for v in self._trainable_variables]:
+            raise ValueError(
+                f"{self.name} is already built on {_names(self._trainable_variables)} and cannot be built "
+                f"again on {_names(variables)}. Make a new optimizer: "
+                f"{type(self).__name__}.from_config(optimizer.get_config())"
+            )
+
+    # -- exclusions ----------------------------------------------------------------------------------
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
+    ) -> None:
+        """Exclude variables from weight decay, on top of the constructor's list.
+
+        Args:
+            var_list: variables to exclude. The configuration keeps their paths.
+            var_names: list of regular expressions, searched in the variables' paths.
+
+        Raises:
+            ValueError: after the optimizer is built, when it is too late.
+        """
+        if self.built:
+            raise ValueError(
+                f"`exclude_from_weight_decay()` must be called before {self.name} is built, that is "
+                "before the first step: which variables decay is fixed by then."
+            )
+        variables = list(var_list or ())
+        self._undecayed_keys = frozenset(self._var_key(variable) for variable in variables)
+        names = _checks.patterns("var_names", var_names) or []
+        self._undecayed_by_method = names + [_variables.exactly(variable) for variable in variables]
+
+    def _all_undecayed_patterns(self) -> list[str] | None:
+        if self._undecayed_patterns is None and not self._undecayed_by_method:
+            return None
+        return [*(self._undecayed_patterns or ()), *self._undecayed_by_method]
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        return self._var_key(variable) not in self._undecayed_keys and not _variables.matches(
+            self._all_undecayed_patterns() or (), variable
+        )
+
+    # -- one step ------------------------------------------------------------------------------------
+
+    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
+        """Update the variables by one step, or add to the accumulated gradients.
+
+        Args:
+            grads: one gradient a variable, of its shape: a tensor, `tf.IndexedSlices` or None.
+            trainable_variables: the variables; those that the optimizer was built on if left out.
+
+        Raises:
+            ValueError: where gradients and variables do not match, before anything is changed.
+        """
+        if trainable_variables is None and self.built:
+            trainable_variables = self._trainable_variables
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            grads = self._checked(list(grads), trainable_variables)
+        super().apply(grads, trainable_variables)
+
+    def _checked(self, grads: list[Any], variables: list[Any]) -> list[Any]:
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"{self.name} needs one gradient a variable. "
+                f"Received: {len(grads)} gradients for {len(variables)} variables: {_names(variables)}"
+            )
+        keys = [self._var_key(variable) for variable in variables]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"{self.name} was given a variable more than once: {_names(variables)}")
+        return [_dense(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: Keras would decay before the update, while here decay is a term of the formula."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable. Keras's interface; a whole step shares its scalars instead."""
+        self._update(variable, gradient, self._step(learning_rate, _variables.state_type(variable)))
+
+    def _distributed_tf_update_step(
+        self, distribution: Any, grads_and_vars: Iterable[Any], learning_rate: Any
+    ) -> None:
+        steps: dict[tf.DType, Step] = {}
+        for gradient, variable in grads_and_vars:
+            dtype = _variables.state_type(variable)
+            if dtype not in steps:
+                steps[dtype] = self._step(learning_rate, dtype)
+            distribution.extended.update(
+                variable, self._update, args=(gradient, steps[dtype]), group=False
+            )
+
+    def _step(self, learning_rate: Any, dtype: tf.DType) -> Step:
+        """This step's scalars: made in float64, used in the state's type."""
+        rate = tf.cast(learning_rate, tf.float64)
+        in_place = self._in_place(dtype)
+        betas = [_kernels.held_beta(b, dtype) if in_place else b for b in (self.beta_1, self.beta_2)]
+        corrections = [
+            _formula.bias_correction(b, self.iterations + 1) if self.bias_correction else 1.0
+            for b in betas
+        ]
+        c = _formula.coefficients(self.nu_1, self.nu_2, self.epsilon, *corrections)
+        decay = self._decay(rate)
+        return Step(
+            learning_rate=tf.cast(rate, dtype),
+            decay=None if decay is None else tf.cast(decay, dtype),
+            coefficients=c._replace(
+                momentum=tf.cast(c.momentum, dtype), velocity=tf.cast(c.velocity, dtype)
+            ),
+            rates=_kernels.rates(rate, c, dtype) if in_place else None,
+        )
+
+    def _in_place(self, dtype: tf.DType) -> bool:
+        """Whether TensorFlow's own kernels compute this step."""
+        return self.nu_2 == 1 and not self.amsgrad
+
+    def _decay(self, learning_rate: Any) -> Any | None:
+        """The factor of w that a step subtracts, None where there is no decay."""
+        return None
+
+    def _update(self, variable: Any, gradient: Any, step: Step) -> None:
+        """Update one variable and its slots, on one device."""
+        dtype = _variables.state_type(variable)
+        index = self._get_variable_index(variable)
+        m, v = self._momentums[index].value, self._velocities[index].value
+        g = tf.cast(gradient, dtype)
+        decays = step.decay is not None and index not in self._undecayed
+        if step.rates is not None and dtype == variable.dtype:
+            if decays:
+                variable.assign_sub(step.decay * variable)
+            _kernels.step(variable, m, v, g, self.beta_1, self.beta_2, step.rates)
+            return
+        new_m, new_v = _formula.moments(m, v, g, self.beta_1, self.beta_2, self.grad_averaging)
+        m.assign(new_m)
+        v.assign(new_v)
+        if self.amsgrad:
+            new_v = tf.maximum(new_v, self._velocity_hats[index].value)
+            self._velocity_hats[index].value.assign(new_v)
+        w = tf.cast(variable, dtype)
+        d = _formula.direction(g, new_m, new_v, step.coefficients)
+        change = self._change(w, d, step.decay if decays else None, step.learning_rate, index)
+        variable.assign(tf.cast(w - change, variable.dtype))
+
+    def _change(self, w: Any, d: Any, decay: Any | None, learning_rate: Any, index: int) -> Any:
+        """What a step along the direction d subtracts from the weights w of one variable."""
+        return learning_rate * d if decay is None else learning_rate * d + decay * w
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""
+        config = super().get_config()
+        config |= {name: getattr(self, name) for name in self._hyperparameters}
+        config["exclude_from_weight_decay"] = self._all_undecayed_patterns()
+        return config
+
+
+def _names(variables: Iterable[Any]) -> str:
+    names = [_variables.path(variable) for variable in variables]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _dense(gradient: Any, variable: Any) -> Any:
+    """The gradient as a tensor of the variable's shape; repeated indices of slices are summed."""
+    if gradient is None:
+        return None
+    shape = tf.TensorShape(variable.shape)
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, shape[0])
+    gradient = tf.convert_to_tensor(gradient)
+    if not shape.is_compatible_with(gradient.shape):
+        raise ValueError(
+            f"The gradient of {_variables.path(variable)} must have its shape, {tuple(shape)}. "
+            f"Received: a gradient of shape {gradient.shape}"
+        )
+    return gradient

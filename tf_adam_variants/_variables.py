@@ -1,0 +1,35 @@
+"""Variables by their path: which ones a list of regular expressions names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+
+def path(variable: Any) -> str:
+    """"sequential/dense/kernel" for a Keras variable, its tf.Variable, or a replica's component of it.
+
+    Keras keeps the path in `path` and only the last part in `name`; TensorFlow keeps the path in
+    `name` and adds ":0" (and "/replica_1" on the components of a mirrored variable).
+    """
+    if hasattr(variable, "path"):
+        return variable.path
+    return re.sub(r"(/replica_\d+)?:\d+$", "", variable.name)
+
+
+def matches(patterns: Iterable[str], variable: Any) -> bool:
+    return any(re.search(pattern, path(variable)) for pattern in patterns)
+
+
+def exactly(variable: Any) -> str:
+    """The regular expression that names this one path."""
+    return f"^{re.escape(path(variable))}$"
+
+
+def state_type(variable: Any) -> tf.DType:
+    """The type of a variable's moments, norms and arithmetic."""
+    dtype = tf.as_dtype(variable.dtype)
+    return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype

@@ -1,0 +1,109 @@
+"""Learning rate schedules for the optimizers of this package, and of Keras."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_adam_variants import _checks, _peak
+
+
+@keras.saving.register_keras_serializable("tf_adam_variants")
+class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
+    """Gradual warm-up in front of a learning rate or of any schedule.
+
+    During the first `warmup_steps` steps the learning rate goes in a straight line from
+    `initial_learning_rate` to the schedule's own, and from then on it is the schedule's:
+
+        f    = min(step / warmup_steps, 1)
+        rate = (1 - f) initial_learning_rate + f schedule(step)
+
+    Args:
+        schedule: float, or a `keras.optimizers.schedules.LearningRateSchedule`: the rate without warm-up.
+        warmup_steps: int > 0, in optimizer steps.
+        initial_learning_rate: float >= 0, the rate of step 0. With n workers and a rate n times the
+            one for a single worker, Goyal et al. begin at the single worker's rate.
+        shift_schedule: False: the schedule counts steps from the beginning of training, as in the
+            paper, where "a tenth from epoch 30 on" includes the 5 epochs of warm-up. True: its step 0
+            is the end of the warm-up.
+        name: str.
+
+    Raises:
+        ValueError: on an argument outside its range.
+
+    The rate of `weight_decay_mode="schedule"` is relative to `warmup_target`: the float, or what the
+    schedule begins with.
+
+    Example:
+
+    >>> import tf_adam_variants as tav
+    >>> schedule = tav.schedules.LinearWarmup(0.5, warmup_steps=4, initial_learning_rate=0.1)
+    >>> [round(float(schedule(step)), 3) for step in range(6)]
+    [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
+    >>> optimizer = tav.LAMB(tav.schedules.LinearWarmup(
+    ...     keras.optimizers.schedules.CosineDecay(0.01, decay_steps=10_000), warmup_steps=500))
+
+    Reference:
+        Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017,
+        https://arxiv.org/abs/1706.02677 (section 2.2, gradual warmup).
+    """
+
+    def __init__(
+        self,
+        schedule: Any,
+        warmup_steps: int,
+        initial_learning_rate: float = 0.0,
+        shift_schedule: bool = False,
+        name: str = "LinearWarmup",
+    ) -> None:
+        super().__init__()
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            schedule = _checks.nonnegative(
+                "schedule", schedule, "a finite number >= 0 or a LearningRateSchedule"
+            )
+        self.schedule = schedule
+        self.warmup_steps = _checks.count("warmup_steps", warmup_steps, least=1)
+        self.initial_learning_rate = _checks.nonnegative("initial_learning_rate", initial_learning_rate)
+        self.shift_schedule = _checks.flag("shift_schedule", shift_schedule)
+        self.name = name
+
+    @property
+    def warmup_target(self) -> float | None:
+        """The rate that the warm-up leads to; None where the schedule does not tell."""
+        return _peak.of(self.schedule)
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate of a step, counted from 0."""
+        with tf.name_scope(self.name):
+            dtype = keras.config.floatx()
+            # In float64, where every step number is exact.
+            step = tf.cast(step, tf.float64)
+            target = self.schedule
+            if callable(target):
+                target = target(tf.maximum(step - self.warmup_steps, 0) if self.shift_schedule else step)
+            target, start = tf.cast(target, dtype), tf.cast(self.initial_learning_rate, dtype)
+            done = tf.cast(tf.minimum(step / self.warmup_steps, 1), dtype)
+            return tf.where(done < 1, start + (target - start) * done, target)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        schedule = self.schedule
+        return {
+            "schedule": (
+                keras.optimizers.schedules.serialize(schedule) if callable(schedule) else schedule
+            ),
+            "warmup_steps": self.warmup_steps,
+            "initial_learning_rate": self.initial_learning_rate,
+            "shift_schedule": self.shift_schedule,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LinearWarmup:
+        """A schedule from its configuration."""
+        schedule = config["schedule"]
+        if isinstance(schedule, dict):
+            schedule = keras.optimizers.schedules.deserialize(schedule)
+        return cls(**{**config, "schedule": schedule})
