@@ -76,6 +76,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._undecayed_patterns = _checks.patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._undecayed_by_method: list[str] = []
         self._undecayed_keys: frozenset[str] = frozenset()
+        self._unloaded: dict[str, Any] | None = None
         self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
 
     # -- state ---------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._undecayed = frozenset(
             i for i, variable in enumerate(variables) if not self._use_weight_decay(variable)
         )
-        self._layout.check()
+        self._finish_loading()
 
     def _add_slot(self, variable: Any, name: str) -> Any:
         if self._overwrite_variable_with_gradient(variable):
@@ -126,6 +127,29 @@ class AdamVariant(keras.optimizers.Optimizer):
                 f"again on {_names(variables)}. Make a new optimizer: "
                 f"{type(self).__name__}.from_config(optimizer.get_config())"
             )
+
+    def _finish_loading(self) -> None:
+        """Take over state that was restored before the slots were there; raise as long as it does not fit."""
+        self._layout.check()
+        if self._unloaded is not None:
+            _layout.load(self._unloaded, self.variables, self.name)
+            self._unloaded = None
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state, and what it consists of, to a Keras store."""
+        _layout.save(store, self.variables)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Set the state from a Keras store, now or, before the slots are there, when they are built.
+
+        Raises:
+            ValueError: that names the differences, where the saved state is another optimizer's.
+        """
+        arrays = _layout.read(store)
+        if self.built:
+            _layout.load(arrays, self.variables, self.name)
+        else:
+            self._unloaded = arrays
 
     # -- exclusions ----------------------------------------------------------------------------------
 
@@ -173,8 +197,10 @@ class AdamVariant(keras.optimizers.Optimizer):
         Raises:
             ValueError: where gradients and variables do not match, before anything is changed.
         """
-        if trainable_variables is None and self.built:
-            trainable_variables = self._trainable_variables
+        if self.built:
+            self._finish_loading()
+            if trainable_variables is None:
+                trainable_variables = self._trainable_variables
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             grads = self._checked(list(grads), trainable_variables)

@@ -8,7 +8,7 @@ mixed up or left at zero without a word.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,8 @@ def compare(saved: Sequence[Entry], present: Sequence[Entry], name: str) -> None
         f"The saved state does not belong to {name}: it has {len(saved)} variables, this optimizer has "
         f"{len(present)}.\n" + "\n".join(lines[:5]) + more + "\nMake the optimizer with the options it "
         "was saved with (amsgrad, use_ema, gradient_accumulation_steps, a float or a schedule as learning "
-        "rate) and on the same model, or start without its saved state."
+        "rate) and on the same model. To start without the saved state, compile the model with a new "
+        "optimizer after loading its weights."
     )
 
 
@@ -58,20 +59,28 @@ def _show(entries: Sequence[Entry], i: int) -> str:
 
 
 def save(store: Any, variables: Sequence[Any]) -> None:
-    """Write the layout beside the arrays of Keras's `save_own_variables`."""
+    """Write the variables by position, as Keras does, and the layout beside them."""
+    for i, variable in enumerate(variables):
+        store[str(i)] = variable.numpy()
     store[_KEY] = np.frombuffer(json.dumps(describe(variables)).encode(), np.uint8)
 
 
-def check_store(store: Any, variables: Sequence[Any], name: str) -> None:
-    """Compare a store, ours or one that a Keras optimizer wrote (which has arrays only)."""
+def read(store: Any) -> dict[str, np.ndarray]:
+    """A copy of a store, ours or a Keras optimizer's, that outlives its file."""
+    return {key: np.array(store[key]) for key in store.keys()}
+
+
+def load(arrays: Mapping[str, np.ndarray], variables: Sequence[Any], name: str) -> None:
+    """Set the variables from what `read` gave, if it belongs to them."""
     present = describe(variables)
-    if _KEY in store.keys():
-        saved = _entries(np.asarray(store[_KEY], np.uint8).tobytes())
-    else:
-        shapes = [tuple(store[str(i)].shape) for i in range(len(store.keys()))]
-        kinds = [entry[0] for entry in present] + ["an array"] * len(shapes)
-        saved = [(kind, shape, kind) for kind, shape in zip(kinds, shapes, strict=False)]
+    if _KEY in arrays:
+        saved = _entries(arrays[_KEY].tobytes())
+    else:  # written by Keras: arrays only
+        kinds = [what for what, _, _ in present] + ["an array"] * len(arrays)
+        saved = [(kinds[i], arrays[str(i)].shape, kinds[i]) for i in range(len(arrays))]
     compare(saved, present, name)
+    for i, variable in enumerate(variables):
+        variable.assign(arrays[str(i)])
 
 
 def _entries(text: bytes | str) -> list[Entry]:
@@ -96,5 +105,5 @@ class Layout(tf.train.experimental.PythonState):
         """Compare what was restored, as soon as there is something to compare it with."""
         variables = self._variables()
         if self._saved and variables is not None:
-            saved, self._saved = self._saved, None
-            compare(saved, describe(variables), self._name)
+            compare(self._saved, describe(variables), self._name)
+            self._saved = None

@@ -1,0 +1,92 @@
+"""The table of optimizers under test: a new optimizer, or a new term of one, is one more row."""
+
+import dataclasses
+
+import numpy as np
+import oracle
+import tensorflow as tf
+
+import tf_adam_variants as tav
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An optimizer with its terms, and the rule of the oracle that it has to follow."""
+
+    cls: type
+    rule: object
+    terms: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self):
+        return "-".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.terms.items())])
+
+    @property
+    def decays(self):
+        return self.cls is not tav.QHAdam
+
+    @property
+    def has_modes(self):
+        return self.cls in (tav.AdamW, tav.QHAdamW)
+
+
+CASES = [
+    Case(tav.AdamW, oracle.adamw),
+    Case(tav.AdamW, oracle.adamw, {"amsgrad": True}),
+    Case(tav.QHAdam, oracle.qhadam),
+    Case(tav.QHAdam, oracle.qhadam, {"nu_1": 0.8, "nu_2": 0.6}),
+    Case(tav.QHAdamW, oracle.qhadam),
+    Case(tav.QHAdamW, oracle.qhadam, {"nu_1": 1.2, "nu_2": 0.9}),
+    Case(tav.LAMB, oracle.lamb),
+    Case(tav.LAMB, oracle.lamb, {"bias_correction": False, "grad_averaging": False}),
+    Case(tav.LAMB, oracle.lamb, {"trust_ratio_min": 0.3, "trust_ratio_max": 0.6}),
+]
+
+MODES = ("eager", "graph", "xla")
+
+PATHS = ("dense/kernel", "dense/bias", "norm/gamma", "out/kernel")
+SHAPES = ((5, 4), (4,), (4,), (2, 3, 2))
+
+
+def problem(steps, seed=0, dtype=np.float64):
+    """Initial weights and gradients of a few variables; the gradients' sizes differ widely."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(-3, 1, size=(steps, 1))
+    inits = [rng.normal(size=shape).astype(dtype) for shape in SHAPES]
+    grads = [[(s * rng.normal(size=shape)).astype(dtype) for shape in SHAPES] for s in scale[:, 0]]
+    return inits, grads
+
+
+def variables(inits, dtype, paths=PATHS):
+    return [tf.Variable(w, dtype=dtype, name=path) for w, path in zip(inits, paths, strict=True)]
+
+
+def apply_in(mode, optimizer, weights):
+    """A function of gradients that takes one step in one of MODES."""
+    if not optimizer.built:
+        optimizer.build(weights)
+
+    def step(grads):
+        optimizer.apply(grads, weights)
+
+    return step if mode == "eager" else tf.function(step, jit_compile=mode == "xla")
+
+
+def run(mode, optimizer, inits, grads, dtype=tf.float64, paths=PATHS):
+    """Weights after each step, in float64."""
+    weights = variables(inits, dtype, paths)
+    step = apply_in(mode, optimizer, weights)
+    history = []
+    for step_grads in grads:
+        step([tf.constant(g, dtype) for g in step_grads])
+        history.append([w.numpy().astype(np.float64) for w in weights])
+    return history
+
+
+def worst(history, expected):
+    """The largest error of any array at any step, relative to the array's largest element."""
+    return max(
+        np.max(np.abs(have - want)) / np.max(np.abs(want))
+        for step, expected_step in zip(history, expected, strict=True)
+        for have, want in zip(step, expected_step, strict=True)
+    )

@@ -1,0 +1,200 @@
+"""Every optimizer, with every option that changes a step, against the float64 oracle."""
+
+import itertools
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_adam_variants as tav
+
+STEPS = 7
+RATE, DECAY = 0.0625, 0.25  # numbers that float32 holds exactly: Keras keeps rates in it
+
+OPTIONS = {
+    "case": cases.CASES,
+    "rate": ["float", "schedule"],
+    "exclusions": ["none", "list", "method"],
+    "decay_mode": ["learning_rate", "schedule", "independent"],
+    "ema": [None, 3],
+    "accumulate": [1, 2],
+    "clipping": [{}, {"clipnorm": 0.5}, {"clipvalue": 0.125}, {"global_clipnorm": 0.75}],
+}
+
+
+def sensible(combination):
+    """Without the rows that only repeat another one: a decay mode where there is none to choose."""
+    return combination["case"].has_modes or combination["decay_mode"] == "learning_rate"
+
+
+def product():
+    rows = (dict(zip(OPTIONS, row, strict=True)) for row in itertools.product(*OPTIONS.values()))
+    return [row for row in rows if sensible(row)]
+
+
+def covering(rows, seed):
+    """Few rows that still have every pair of options' values: a greedy covering array."""
+
+    def pairs(row):
+        return set(itertools.combinations([(key, repr(value)) for key, value in row.items()], 2))
+
+    rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+    missing = set().union(*map(pairs, rows))
+    chosen = []
+    while missing:
+        best = max(rows[:400], key=lambda row: len(pairs(row) & missing))
+        if not pairs(best) & missing:
+            rows = rows[400:]
+            continue
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def name(row):
+    return " ".join(
+        value.name if key == "case" else f"{key}={value}" for key, value in row.items() if value
+    )
+
+
+def make(row):
+    """The optimizer of a row and what the oracle has to be told of it."""
+    case = row["case"]
+    terms = dict(case.cls().get_config())
+    terms = {
+        k: terms[k] for k in ("beta_1", "beta_2", "epsilon", "nu_1", "nu_2") if k in terms
+    } | case.terms
+    schedule = keras.optimizers.schedules.InverseTimeDecay(RATE, decay_steps=2, decay_rate=0.5)
+    arguments = {"learning_rate": schedule if row["rate"] == "schedule" else RATE} | case.terms
+    rates = [float(schedule(t)) if row["rate"] == "schedule" else RATE for t in range(STEPS)]
+    told = {"rates": rates, "clipping": row["clipping"], "accumulate": row["accumulate"]} | terms
+    arguments |= row["clipping"]
+    if case.decays:
+        arguments["weight_decay"] = told["weight_decay"] = DECAY
+    if case.has_modes:
+        arguments["weight_decay_mode"] = told["decay_mode"] = row["decay_mode"]
+        told["peak"] = RATE
+    if row["exclusions"] != "none":
+        told["decayed"] = ["dense/bias" != path and "norm" not in path for path in cases.PATHS]
+    if case.cls is tav.LAMB:
+        told["adapted"] = told.get("decayed")
+    if row["exclusions"] == "list":
+        arguments["exclude_from_weight_decay"] = ["bias$", "^norm/"]
+    if row["ema"]:
+        arguments |= {"use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": row["ema"]}
+        told |= {"ema_momentum": 0.75, "ema_overwrite": row["ema"]}
+    if row["accumulate"] > 1:
+        arguments["gradient_accumulation_steps"] = row["accumulate"]
+    optimizer = case.cls(**arguments)
+    if row["exclusions"] == "method":
+        optimizer.exclude_from_weight_decay(
+            var_list=[tf.Variable(0.0, name="dense/bias")], var_names=["norm"]
+        )
+    return optimizer, told
+
+
+def check(row, mode, dtype=tf.float64, tolerance=1e-12):
+    optimizer, told = make(row)
+    inits, grads = cases.problem(STEPS)
+    history = cases.run(mode, optimizer, inits, grads, dtype)
+    assert cases.worst(history, cases.oracle.train(row["case"].rule, inits, grads, **told)) < tolerance
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_every_combination_eagerly(case):
+    rows = [row for row in product() if row["case"] is case]
+    assert len(rows) in (96, 288)
+    for row in rows:
+        try:
+            check(row, "eager")
+        except AssertionError as error:
+            raise AssertionError(name(row)) from error
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("row", covering(product(), seed=0), ids=name)
+def test_every_pair_of_options(row, mode):
+    check(row, mode)
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_float32(case, mode):
+    row = {key: values[-1] for key, values in OPTIONS.items()} | {"case": case}
+    row |= {"decay_mode": "learning_rate", "accumulate": 1, "ema": None}
+    check(row, mode, tf.float32, 2e-6)
+
+
+def test_the_covering_array_covers():
+    rows = product()
+    chosen = covering(rows, seed=0)
+    for one, other in itertools.combinations(OPTIONS, 2):
+        every = {(repr(row[one]), repr(row[other])) for row in rows}
+        assert every == {(repr(row[one]), repr(row[other])) for row in chosen}
+
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0, 2), ()])
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_odd_shapes(case, shape):
+    rng = np.random.default_rng(1)
+    inits = [rng.normal(size=shape), rng.normal(size=(2,))]
+    grads = [[rng.normal(size=shape), rng.normal(size=(2,))] for _ in range(3)]
+    row = {key: values[0] for key, values in OPTIONS.items()} | {"case": case}
+    optimizer, told = make(row)
+    told["rates"] = told["rates"][:3]
+    history = cases.run("graph", optimizer, inits, grads, paths=("a", "b"))
+    expected = cases.oracle.train(case.rule, inits, grads, **told)
+    for have, want in zip(history, expected, strict=True):
+        np.testing.assert_allclose(have[0], want[0], rtol=1e-12)
+        np.testing.assert_allclose(have[1], want[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_bias_corrections_do_not_cancel(mode):
+    """With beta_2 = 1 - 1e-7, 1 - beta_2^t in float32 is 0 or off by a tenth; the first step is lr sign(g)."""
+    optimizer = tav.AdamW(0.125, weight_decay=0.0, beta_1=0.9999999, beta_2=0.9999999, epsilon=0.0)
+    history = cases.run(mode, optimizer, [np.zeros(3)], [[np.array([1e-3, -2.0, 5.0])]], tf.float32, "a")
+    np.testing.assert_allclose(history[0][0], [-0.125, 0.125, -0.125], rtol=5e-7)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_a_missing_gradient_leaves_its_variable_alone(case):
+    weights = cases.variables(cases.problem(1)[0], tf.float32)
+    before = [w.numpy() for w in weights]
+    with pytest.warns(UserWarning, match="norm/gamma"):
+        case.cls(**case.terms).apply([tf.ones_like(w) if i != 2 else None for i, w in enumerate(weights)], weights)
+    changed = [not np.array_equal(w.numpy(), b) for w, b in zip(weights, before, strict=True)]
+    assert changed == [True, True, False, True]
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_repeated_ids_are_summed_before_they_are_squared(case):
+    """A gradient in slices does what the dense gradient that they add up to does."""
+    table = np.random.default_rng(2).normal(size=(5, 3))
+    slices = np.random.default_rng(3).normal(size=(4, 3))
+    ids = [1, 3, 1, 1]
+    dense = np.zeros_like(table)
+    np.add.at(dense, ids, slices)
+
+    def trained(gradient):
+        weights = tf.Variable(table)
+        optimizer = case.cls(**case.terms, clipnorm=1.0)
+        for _ in range(2):
+            optimizer.apply([gradient], [weights])
+        return weights.numpy()
+
+    have = trained(tf.IndexedSlices(tf.constant(slices), tf.constant(ids)))
+    np.testing.assert_allclose(have, trained(tf.constant(dense)), rtol=1e-13)
+
+
+def test_update_step_is_keras_s_interface_for_one_variable():
+    weights = tf.Variable([1.0, 2.0], dtype=tf.float64)
+    other = tf.Variable([1.0, 2.0], dtype=tf.float64)
+    optimizer, twin = tav.QHAdamW(0.125), tav.QHAdamW(0.125)
+    optimizer.build([weights])
+    optimizer.update_step(tf.constant([1.0, -1.0], tf.float64), weights, optimizer.learning_rate)
+    twin.apply([tf.constant([1.0, -1.0], tf.float64)], [other])
+    np.testing.assert_array_equal(weights.numpy(), other.numpy())
