@@ -25,13 +25,15 @@ The bandwidth is the row "in-place add": `a.assign_add(b)`, TensorFlow's own mul
 two tensors of 128 MiB, 12 bytes an element (read a, b; write a). It takes its turn like a contestant.
 
 The functions capture the gradients: as arguments, 500 tensors would cost some 15 ms a call in Python.
+A full run takes some 5 minutes on two cores, and 12 GB: what a traced `apply` has captured is not given
+back before the process ends (TensorFlow's `all_reduce`, which Keras calls, keeps it).
+
 To add an optimizer, add a row to CONTESTANTS; to add a set of variables, one to SETS.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import math
 import os
 import statistics
@@ -201,7 +203,6 @@ def main() -> None:
                     table.add_row(name, mode, *cells)
                 if not args.markdown:
                     table.add_section()
-                gc.collect()  # functions and optimizers refer to each other; the next set needs the memory
     Console(width=120).print(table)
 
 

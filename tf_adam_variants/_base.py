@@ -39,7 +39,8 @@ class AdamVariant(keras.optimizers.Optimizer):
     Keras's and TensorFlow's private names that this class uses, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_use_weight_decay`,
-    `_var_key`, `_get_variable_index`, `_overwrite_variable_with_gradient`, and `_iterations`.
+    `_var_key`, `_get_variable_index`, `_overwrite_variable_with_gradient`, `_trainable_variables` and
+    TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
     """
 
     nu_1: float = 1.0
@@ -62,7 +63,8 @@ class AdamVariant(keras.optimizers.Optimizer):
         name: str,
         keras_arguments: KerasArguments,
     ) -> None:
-        _checks.keras_arguments(keras_arguments)
+        _checks.keras_arguments(keras_arguments, KerasArguments.__annotations__)
+        _checks.text("name", name)
         super().__init__(
             learning_rate=_checks.learning_rate(learning_rate),
             weight_decay=weight_decay,
@@ -132,8 +134,15 @@ class AdamVariant(keras.optimizers.Optimizer):
         """Take over state that was restored before the slots were there; raise as long as it does not fit."""
         self._layout.check()
         if self._unloaded is not None:
-            _layout.load(self._unloaded, self.variables, self.name)
+            with tf.init_scope():  # the slots may be built, and so loaded, while a step is traced
+                _layout.load(self._unloaded, self.variables, self.name)
             self._unloaded = None
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "savedmodel":  # it holds no Python state, and would be missed on loading
+            children = {name: child for name, child in children.items() if child is not self._layout}
+        return children
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""
@@ -310,7 +319,7 @@ def _dense(gradient: Any, variable: Any) -> Any:
         return None
     shape = tf.TensorShape(variable.shape)
     if isinstance(gradient, tf.IndexedSlices):
-        return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, shape[0])
+        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, shape[0])
     gradient = tf.convert_to_tensor(gradient)
     if not shape.is_compatible_with(gradient.shape):
         raise ValueError(

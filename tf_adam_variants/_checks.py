@@ -43,6 +43,10 @@ def flag(name: str, value: Any) -> bool:
     return value if isinstance(value, bool) else _reject(name, value, "True or False")
 
 
+def text(name: str, value: Any) -> str:
+    return value if isinstance(value, str) and value else _reject(name, value, "a string")
+
+
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value if value in allowed else _reject(name, value, f"one of {', '.join(map(repr, allowed))}")
 
@@ -78,7 +82,7 @@ def patterns(name: str, value: Iterable[str] | None) -> list[str] | None:
     checked = list(value)
     for pattern in checked:
         if not isinstance(pattern, str):
-            _reject(name, checked, f"a list of strings ({pattern!r} is not a string)")
+            _reject(name, checked, f"a list of regular expressions ({pattern!r} is not a string)")
         try:
             re.compile(pattern)
         except re.error as error:
@@ -86,21 +90,20 @@ def patterns(name: str, value: Iterable[str] | None) -> list[str] | None:
     return checked
 
 
-def keras_arguments(arguments: Mapping[str, Any]) -> None:
-    """What Keras itself accepts and then ignores, or lets fail later."""
+def keras_arguments(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+    """What Keras itself takes: it ignores some wrong values and lets others fail later."""
+    for name, value in arguments.items():
+        if name not in known:
+            raise ValueError(f"Argument not recognized: {name}={value!r}. Known are also: {', '.join(known)}")
     for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
         if arguments.get(name) is not None:
             positive(name, arguments[name], "None or a finite number > 0")
-    if arguments.get("use_ema") is not None:
-        flag("use_ema", arguments["use_ema"])
-    if "ema_momentum" in arguments:
-        momentum = arguments["ema_momentum"]
-        if not (_finite(momentum) and 0 <= momentum <= 1):
-            _reject("ema_momentum", momentum, "in [0, 1]")
+    flag("use_ema", arguments.get("use_ema", False))
+    momentum = arguments.get("ema_momentum", 0.0)
+    if not (_finite(momentum) and 0 <= momentum <= 1):
+        _reject("ema_momentum", momentum, "in [0, 1]")
     for name, least in (("ema_overwrite_frequency", 1), ("gradient_accumulation_steps", 2)):
         if arguments.get(name) is not None:
             count(name, arguments[name], least)
     if arguments.get("ema_overwrite_frequency") and not arguments.get("use_ema"):
         _reject("ema_overwrite_frequency", arguments["ema_overwrite_frequency"], "None unless use_ema=True")
-    if "decay" in arguments:
-        _reject("decay", arguments["decay"], "left out: use a learning rate schedule")

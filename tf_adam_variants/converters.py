@@ -32,7 +32,10 @@ class QHMParameters(NamedTuple):
 
 
 class PIDParameters(NamedTuple):
-    """Gains of a PID controller on the gradient: w_t - w_0 = -(k_p e + k_i sum(e) + k_d diff(e))."""
+    """Gains of a PID controller on the gradient g.
+
+    w - w_0 = -(k_p g + k_i sum(g) + k_d d), where d <- beta d + (1 - beta) (g - g_before).
+    """
 
     k_p: float
     k_i: float

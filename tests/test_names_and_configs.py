@@ -1,0 +1,151 @@
+"""Names that Keras resolves, and configurations that come back as they went."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import tf_adam_variants as tav
+
+CLASSES = [tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB]
+
+# A value other than the default for every argument. None of them is Keras's own business to check.
+COMMON = {
+    "learning_rate": 0.25,
+    "beta_1": 0.5,
+    "beta_2": 0.75,
+    "epsilon": 0.125,
+    "exclude_from_weight_decay": ["bias", "^norm/"],
+    "clipvalue": 2.0,
+    "use_ema": True,
+    "ema_momentum": 0.5,
+    "ema_overwrite_frequency": 3,
+    "loss_scale_factor": 2.0,
+    "gradient_accumulation_steps": 4,
+    "name": "mine",
+}
+DECAY = {"weight_decay": 0.5, "weight_decay_mode": "schedule", "peak_learning_rate": 0.75}
+NUS = {"nu_1": 0.5, "nu_2": 0.25}
+ARGUMENTS = {
+    tav.AdamW: COMMON | DECAY | {"amsgrad": True},
+    tav.QHAdam: COMMON | NUS,
+    tav.QHAdamW: COMMON | DECAY | NUS,
+    tav.LAMB: COMMON
+    | {
+        "weight_decay": 0.5,
+        "exclude_from_layer_adaptation": ["bias"],
+        "bias_correction": False,
+        "grad_averaging": False,
+        "trust_ratio_min": 0.5,
+        "trust_ratio_max": 2.0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["QHAdam", "QHAdamW", "LAMB", "qhadam", "qhadamw", "lamb"])
+def test_short_names(name):
+    optimizer = keras.optimizers.get(name)
+    assert type(optimizer).__name__.lower() == name.lower()
+    assert type(optimizer).__module__.startswith("tf_adam_variants")
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_full_names_and_dictionaries(cls):
+    name = f"tf_adam_variants>{cls.__name__}"
+    assert type(keras.optimizers.get(name)) is cls
+    optimizer = keras.optimizers.get({"class_name": name, "config": {"learning_rate": 0.5}})
+    assert type(optimizer) is cls
+    assert float(optimizer.learning_rate) == 0.5
+
+
+def test_a_dictionary_with_a_short_name():
+    optimizer = keras.optimizers.get({"class_name": "LAMB", "config": {"learning_rate": 0.5}})
+    assert type(optimizer) is tav.LAMB
+
+
+@pytest.mark.parametrize("name", ["adamw", "AdamW", "adam"])
+def test_keras_s_own_names_stay_keras_s(name):
+    assert type(keras.optimizers.get(name)).__module__.startswith("keras.")
+
+
+def test_somebody_else_s_registration_stays():
+    """Where another package has taken "lamb" before, its optimizer keeps the name."""
+    program = (
+        "import keras\n"
+        "class Other(keras.optimizers.SGD): pass\n"
+        "keras.saving.get_custom_objects()['lamb'] = Other\n"
+        "import tf_adam_variants as tav\n"
+        "assert type(keras.optimizers.get('lamb')) is Other\n"
+        "assert type(keras.optimizers.get('LAMB')) is tav.LAMB\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_argument_comes_back(cls):
+    arguments = ARGUMENTS[cls]
+    config = cls(**arguments).get_config()
+    others = {"clipnorm": None, "global_clipnorm": None}
+    assert config == arguments | others
+    assert set(cls().get_config()) == set(config)
+    assert cls.from_config(json.loads(json.dumps(config))).get_config() == config
+    again = keras.optimizers.deserialize(json.loads(json.dumps(keras.optimizers.serialize(cls(**arguments)))))
+    assert type(again) is cls
+    assert again.get_config() == config
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_the_other_clippings_come_back(clip):
+    assert tav.QHAdam.from_config(tav.QHAdam(**{clip: 0.5}).get_config()).get_config()[clip] == 0.5
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_schedules_come_back(cls):
+    cosine = keras.optimizers.schedules.CosineDecay(0.5, 10)
+    for schedule in (cosine, tav.schedules.LinearWarmup(cosine, 5, 0.125), tav.schedules.LinearWarmup(0.5, 5)):
+        config = json.loads(json.dumps(keras.optimizers.serialize(cls(schedule))))
+        again = keras.optimizers.deserialize(config)
+        for step in (0, 3, 5, 8):
+            again.iterations.assign(step)
+            assert float(again.learning_rate) == float(schedule(step))
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_compiled_model_s_json(cls):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer=cls(**ARGUMENTS[cls]), loss="mse")
+    config = json.loads(json.dumps(model.get_compile_config()))
+    again = keras.models.model_from_json(model.to_json())
+    again.compile_from_config(config)
+    assert type(again.optimizer) is cls
+    assert again.optimizer.get_config() == model.optimizer.get_config()
+
+
+def test_exclusions_by_the_method_are_in_the_config():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")])
+    optimizer = tav.AdamW(exclude_from_weight_decay=["norm"])
+    optimizer.exclude_from_weight_decay(var_list=[model.layers[0].bias], var_names=["gamma"])
+    config = optimizer.get_config()
+    assert config["exclude_from_weight_decay"] == ["norm", "gamma", "^sequential/d/bias$"]
+    again = tav.AdamW.from_config(config)
+    assert [again._use_weight_decay(v) for v in model.trainable_variables] == [True, False]
+
+
+def test_get_config_gives_copies():
+    patterns = ["bias"]
+    optimizer = tav.LAMB(exclude_from_weight_decay=patterns, exclude_from_layer_adaptation=patterns)
+    patterns.append("kernel")
+    config = optimizer.get_config()
+    config["exclude_from_weight_decay"].append("x")
+    config["exclude_from_layer_adaptation"].append("x")
+    assert optimizer.get_config()["exclude_from_weight_decay"] == ["bias"]
+    assert optimizer.get_config()["exclude_from_layer_adaptation"] == ["bias"]
+
+
+def test_importing_needs_the_tensorflow_backend():
+    program = "import keras; keras.backend.backend = lambda: 'jax'\nimport tf_adam_variants"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "KERAS_BACKEND=tensorflow" in result.stderr

@@ -1,0 +1,301 @@
+"""Training that is saved, loaded in a new process and goes on, bit for bit as if never interrupted."""
+
+import pathlib
+import subprocess
+import sys
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_adam_variants as tav
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(48, 3)).astype("float32")
+Y = X @ RNG.normal(size=(3, 2)).astype("float32")
+
+schedule = keras.optimizers.schedules.CosineDecay(0.0, 40, warmup_target=0.25, warmup_steps=4)
+
+OPTIMIZERS = {
+    **{case.name: lambda case=case: case.cls(0.0625, **case.terms) for case in cases.CASES},
+    "schedule": lambda: tav.QHAdamW(
+        tav.schedules.LinearWarmup(keras.optimizers.schedules.ExponentialDecay(0.125, 5, 0.5), 3),
+        weight_decay=0.25,
+        weight_decay_mode="schedule",
+    ),
+    "callable-free warm-up": lambda: tav.LAMB(schedule, exclude_from_weight_decay=["bias"]),
+    "everything": lambda: tav.AdamW(
+        0.0625,
+        weight_decay=0.5,
+        amsgrad=True,
+        exclude_from_weight_decay=["head/bias"],
+        weight_decay_mode="schedule",
+        use_ema=True,
+        ema_momentum=0.75,
+        ema_overwrite_frequency=5,
+        gradient_accumulation_steps=2,
+        global_clipnorm=0.5,
+    ),
+}
+
+
+def model(optimizer, dtype="float32"):
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((3,)), keras.layers.Dense(4, "tanh", name="body"), keras.layers.Dense(2, name="head")]
+    made = keras.Sequential(layers, name="net")
+    made.compile(optimizer=optimizer, loss="mse")
+    return made
+
+
+def fit(made, epochs=2):
+    """7 steps an epoch (an odd number: an accumulated gradient is waiting when we save)."""
+    made.fit(X[:42], Y[:42], batch_size=6, epochs=epochs, shuffle=False, verbose=0)
+
+
+def state(made):
+    return [np.asarray(v) for v in [*made.weights, *made.optimizer.variables]]
+
+
+def assert_same(have, want):
+    assert len(have) == len(want)
+    for a, b in zip(have, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def in_a_new_process(program, *arguments):
+    here = str(pathlib.Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r})\n" + program
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+GO_ON = """
+import keras, numpy as np, tf_adam_variants
+import test_saving as t
+for folder in sys.argv[1:]:
+    made = keras.models.load_model(folder + "/model.keras")
+    t.fit(made)
+    np.savez(folder + "/after.npz", *t.state(made))
+"""
+
+
+def test_a_keras_file_in_a_new_process(tmp_path):
+    want = {}
+    for i, make in enumerate(OPTIMIZERS.values()):
+        optimizer = make()
+        if optimizer.weight_decay:
+            optimizer.exclude_from_weight_decay(var_names=["body/bias$"])
+        made = model(optimizer)
+        fit(made)
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        made.save(folder / "model.keras")
+        fit(made)
+        want[folder] = state(made)
+    in_a_new_process(GO_ON, *want)
+    for folder, arrays in want.items():
+        with np.load(folder / "after.npz") as after:
+            assert_same(list(after.values()), arrays)
+
+
+def test_training_on_is_not_training_anew():
+    """The test above can fail: without the optimizer's state the weights come out differently."""
+    made, other = model(tav.QHAdamW(0.0625)), model(tav.QHAdamW(0.0625))
+    fit(made)
+    other.set_weights(made.get_weights())
+    fit(made)
+    fit(other)
+    assert not np.array_equal(made.get_weights()[0], other.get_weights()[0])
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_only(name, built, tmp_path):
+    made = model(OPTIMIZERS[name]())
+    fit(made)
+    made.save_weights(tmp_path / "model.weights.h5")
+    other = model(OPTIMIZERS[name]())
+    if built:
+        other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "model.weights.h5")
+    fit(made)
+    fit(other)
+    assert_same(state(other), state(made))
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_tensorflow_checkpoint(name, built, tmp_path):
+    made = model(OPTIMIZERS[name]())
+    fit(made)
+    path = tf.train.Checkpoint(model=made, optimizer=made.optimizer).save(tmp_path / "ckpt")
+    other = model(OPTIMIZERS[name]())
+    if built:
+        other.optimizer.build(other.trainable_variables)
+    status = tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path)
+    fit(made)
+    fit(other)
+    status.assert_consumed()
+    assert_same(state(other), state(made))
+
+
+def test_half_precision_state(tmp_path):
+    weights, other = tf.Variable(tf.ones(3, tf.bfloat16)), tf.Variable(tf.ones(3, tf.bfloat16))
+    gradient = tf.constant([1.0, -2.0, 3.0], tf.bfloat16)
+    optimizer, twin = tav.QHAdam(0.125), tav.QHAdam(0.125)
+    optimizer.apply([gradient], [weights])
+    path = tf.train.Checkpoint(w=weights, optimizer=optimizer).save(tmp_path / "ckpt")
+    tf.train.Checkpoint(w=other, optimizer=twin).restore(path)
+    optimizer.apply([gradient], [weights])
+    twin.apply([gradient], [other])
+    assert_same([v.numpy() for v in twin.variables], [v.numpy() for v in optimizer.variables])
+    assert_same([other.numpy()], [weights.numpy()])
+
+
+@pytest.mark.parametrize("keras_cls", [keras.optimizers.Adam, keras.optimizers.AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+def test_a_checkpoint_that_keras_wrote(keras_cls, amsgrad, built, tmp_path):
+    made = model(keras_cls(0.0625, amsgrad=amsgrad))
+    fit(made)
+    path = tf.train.Checkpoint(model=made, optimizer=made.optimizer).save(tmp_path / "ckpt")
+    made.save_weights(tmp_path / "model.weights.h5")
+
+    def restore_checkpoint(other):
+        tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path)
+
+    def load_weights(other):
+        other.load_weights(tmp_path / "model.weights.h5")
+
+    for restore in (restore_checkpoint, load_weights):
+        other = model(tav.AdamW(0.0625, weight_decay=0.0, amsgrad=amsgrad))
+        if built:
+            other.optimizer.build(other.trainable_variables)
+        restore(other)
+        other.optimizer.build(other.trainable_variables)
+        assert_same(state(other), state(made))
+        before = other.evaluate(X, Y, verbose=0)
+        fit(other)
+        assert other.evaluate(X, Y, verbose=0) < before
+
+
+DIFFERENT = {
+    "amsgrad": {"amsgrad": True},
+    "average": {"use_ema": True},
+    "gradient_accumulator": {"gradient_accumulation_steps": 2},
+    "saved learning_rate": {"learning_rate": schedule},
+}
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_other_slots_are_an_error(what, built, tmp_path):
+    made = model(tav.AdamW())
+    fit(made, 1)
+    made.save_weights(tmp_path / "model.weights.h5")
+    path = tf.train.Checkpoint(model=made, optimizer=made.optimizer).save(tmp_path / "ckpt")
+
+    def restore_checkpoint(other):
+        tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path)
+
+    def load_weights(other):
+        other.load_weights(tmp_path / "model.weights.h5")
+
+    def load_and_fit(other, restore):
+        if built:
+            other.optimizer.build(other.trainable_variables)
+        restore(other)
+        fit(other, 1)
+
+    message = f"(?s)saved.*{'velocity_hat' if what == 'amsgrad' else what}"
+    for restore in (restore_checkpoint, load_weights):
+        other = model(tav.AdamW(**DIFFERENT[what]))
+        with pytest.raises(ValueError, match=message):
+            load_and_fit(other, restore)
+        if not built:
+            before = other.get_weights()
+            with pytest.raises(ValueError, match=message):  # and again: it never trains on
+                other.optimizer.apply(other.trainable_variables)
+            assert_same(other.get_weights(), before)
+
+
+def test_equal_shapes_do_not_hide_other_slots(tmp_path):
+    """An average for each weight is not a largest velocity for each weight."""
+    made = model(tav.AdamW(use_ema=True))
+    fit(made, 1)
+    made.save_weights(tmp_path / "model.weights.h5")
+    other = model(tav.AdamW(amsgrad=True))
+    other.optimizer.build(other.trainable_variables)
+    with pytest.raises(ValueError, match="saved average"):
+        other.load_weights(tmp_path / "model.weights.h5")
+
+
+def test_another_model_s_state_is_an_error(tmp_path):
+    weights, other = tf.Variable([1.0, 2.0], name="w"), tf.Variable([[1.0]], name="w")
+    optimizer, twin = tav.LAMB(), tav.LAMB()
+    optimizer.apply([tf.ones(2)], [weights])
+    twin.build([other])
+    store = {}
+    optimizer.save_own_variables(store)
+    with pytest.raises(ValueError, match=r"saved momentum \(2,\).*this optimizer has momentum \(1, 1\)"):
+        twin.load_own_variables(store)
+    assert int(twin.iterations) == 0
+
+
+class Trainer(tf.Module):
+    """A training step as a signature."""
+
+    def __init__(self, optimizer):
+        super().__init__()
+        self.weights = tf.Variable(np.ones((3, 2), "float32"), name="weights")
+        self.optimizer = optimizer
+        self.optimizer.build([self.weights])
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3)), tf.TensorSpec((None, 2))])
+    def train(self, x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((x @ self.weights - y) ** 2)
+        self.optimizer.apply(tape.gradient(loss, [self.weights]), [self.weights])
+        return {"loss": loss}
+
+
+TRAIN_ON = """
+import numpy as np, tensorflow as tf
+data = np.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    module = tf.saved_model.load(folder)
+    step = module.signatures["serving_default"]
+    losses = [step(x=tf.constant(data["x"]), y=tf.constant(data["y"]))["loss"].numpy() for _ in range(5)]
+    np.savez(folder + "/after.npz", losses=losses, weights=module.weights.numpy())
+assert "tf_adam_variants" not in sys.modules
+"""
+
+
+def test_a_saved_model_trains_on_without_this_package(tmp_path):
+    np.savez(tmp_path / "data.npz", x=X, y=Y)
+    want = {}
+    for i, case in enumerate(cases.CASES):
+        trainer = Trainer(case.cls(0.0625, **case.terms))
+        for _ in range(3):
+            trainer.train(X, Y)
+        folder = tmp_path / str(i)
+        tf.saved_model.save(trainer, folder, signatures=trainer.train)
+        want[folder] = [trainer.train(X, Y)["loss"].numpy() for _ in range(5)], trainer.weights.numpy()
+    in_a_new_process(TRAIN_ON, tmp_path / "data.npz", *want)
+    for folder, (losses, weights) in want.items():
+        with np.load(folder / "after.npz") as after:
+            assert_same([after["losses"], after["weights"]], [np.array(losses), weights])
+
+
+@pytest.mark.parametrize("name", ["qhadam", "qhadamw", "lamb", "tf_adam_variants>AdamW"])
+def test_export(name, tmp_path):
+    made = model(name)
+    fit(made)
+    made.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(served.serve(X), made.predict(X, verbose=0), rtol=1e-6)
