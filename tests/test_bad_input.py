@@ -122,7 +122,8 @@ def test_gradients_that_do_not_match(cls, weights):
     for grads, variables, message in wrong:
         with pytest.raises(ValueError, match=message):
             optimizer.apply(
-                [g if g is None or isinstance(g, tf.IndexedSlices) else tf.constant(g) for g in grads], variables
+                [g if g is None or isinstance(g, tf.IndexedSlices) else tf.constant(g) for g in grads],
+                variables,
             )
     assert unchanged(optimizer, weights)
 
@@ -130,7 +131,7 @@ def test_gradients_that_do_not_match(cls, weights):
 def test_a_variable_that_it_was_not_built_on(weights):
     optimizer = tav.LAMB()
     optimizer.build(weights[:1])
-    with pytest.raises(ValueError, match="(?s)Unknown variable.*name='b|Unknown variable.*b"):
+    with pytest.raises(ValueError, match=r"Unknown variable.*\bb\b"):
         optimizer.apply([tf.ones(2), tf.ones((1, 1))], weights)
     assert unchanged(optimizer, weights)
 

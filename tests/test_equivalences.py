@@ -1,5 +1,7 @@
 """What the papers say of one another: each optimizer is another one at some setting of its terms."""
 
+import itertools
+
 import cases
 import keras
 import numpy as np
@@ -72,7 +74,7 @@ def test_from_nadam():
         v = beta_2 * v + (1 - beta_2) * g**2
         m_bar = beta_1 * m / (1 - beta_1 ** (t + 1)) + (1 - beta_1) * g / (1 - beta_1**t)
         steps.append(rate * m_bar / (np.sqrt(v / (1 - beta_2**t)) + 1e-8))
-    taken = [before[0] - after[0] for before, after in zip(weights, weights[1:], strict=False)]
+    taken = [before[0] - after[0] for before, after in itertools.pairwise(weights)]
     np.testing.assert_allclose(taken[60:], steps[61:], rtol=1e-9, atol=1e-14)
     assert np.max(np.abs(taken[0] - steps[1])) > 1e-3  # the first steps do differ
 
@@ -84,7 +86,10 @@ def test_clipping_that_does_not_bite_changes_nothing():
 
 
 def test_accumulated_steps_are_one_step_with_the_mean_gradient():
-    pairs = [[np.stack([a, b]) for a, b in zip(*two, strict=True)] for two in zip(GRADS[::2], GRADS[1::2], strict=True)]
+    pairs = [
+        [np.stack([a, b]) for a, b in zip(*two, strict=True)]
+        for two in zip(GRADS[::2], GRADS[1::2], strict=True)
+    ]
     means = [[pair.mean(axis=0) for pair in step] for step in pairs]
     accumulated = trajectory(tav.LAMB(0.125, gradient_accumulation_steps=2))[1::2]
     assert cases.worst(accumulated, trajectory(tav.LAMB(0.125), grads=means)) < 1e-13

@@ -104,7 +104,11 @@ def test_the_other_clippings_come_back(clip):
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_schedules_come_back(cls):
     cosine = keras.optimizers.schedules.CosineDecay(0.5, 10)
-    for schedule in (cosine, tav.schedules.LinearWarmup(cosine, 5, 0.125), tav.schedules.LinearWarmup(0.5, 5)):
+    for schedule in (
+        cosine,
+        tav.schedules.LinearWarmup(cosine, 5, 0.125),
+        tav.schedules.LinearWarmup(0.5, 5),
+    ):
         config = json.loads(json.dumps(keras.optimizers.serialize(cls(schedule))))
         again = keras.optimizers.deserialize(config)
         for step in (0, 3, 5, 8):

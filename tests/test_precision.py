@@ -63,7 +63,14 @@ def test_lamb_s_norms_do_not_overflow_in_float16(mode):
     weights = np.ones(70_000)
     ours = cases.run(mode, tav.LAMB(2.0**-6), [weights], [[weights]], tf.float16, ["w"])
     want = cases.oracle.train(
-        cases.oracle.lamb, [weights], [[weights]], [2.0**-6], weight_decay=0.01, beta_1=0.9, beta_2=0.999, epsilon=1e-6
+        cases.oracle.lamb,
+        [weights],
+        [[weights]],
+        [2.0**-6],
+        weight_decay=0.01,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
     )
     np.testing.assert_allclose(ours[0][0], want[0][0], rtol=2.0**-11)
 

@@ -43,7 +43,11 @@ OPTIMIZERS = {
 
 def model(optimizer, dtype="float32"):
     keras.utils.set_random_seed(1)
-    layers = [keras.Input((3,)), keras.layers.Dense(4, "tanh", name="body"), keras.layers.Dense(2, name="head")]
+    layers = [
+        keras.Input((3,)),
+        keras.layers.Dense(4, "tanh", name="body"),
+        keras.layers.Dense(2, name="head"),
+    ]
     made = keras.Sequential(layers, name="net")
     made.compile(optimizer=optimizer, loss="mse")
     return made

@@ -106,7 +106,9 @@ def test_keras_variables_are_excluded_by_path():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(2, name="head"), keras.layers.LayerNormalization(name="norm")]
     )
-    optimizer = tav.AdamW(0.5, weight_decay=0.5, exclude_from_weight_decay=["head/bias$", "^sequential/norm/", "unmatched"])
+    optimizer = tav.AdamW(
+        0.5, weight_decay=0.5, exclude_from_weight_decay=["head/bias$", "^sequential/norm/", "unmatched"]
+    )
     optimizer.exclude_from_weight_decay(var_names=["also_unmatched"])
     weights = model.trainable_variables
     for weight in weights:
@@ -152,7 +154,9 @@ def test_lamb_s_layer_exclusions(layers, adapted):
     history = cases.run("graph", optimizer, inits, grads)
     decayed = [True, False, False, True]
     told = {"decayed": decayed, "adapted": adapted} | arguments
-    assert cases.worst(history, cases.oracle.train(cases.oracle.lamb, inits, grads, [0.125] * 5, **told)) < 1e-12
+    assert (
+        cases.worst(history, cases.oracle.train(cases.oracle.lamb, inits, grads, [0.125] * 5, **told)) < 1e-12
+    )
 
 
 def test_lamb_s_ratio_is_1_where_a_norm_is_0():

@@ -241,9 +241,7 @@ class AdamVariant(keras.optimizers.Optimizer):
             dtype = _variables.state_type(variable)
             if dtype not in steps:
                 steps[dtype] = self._step(learning_rate, dtype)
-            distribution.extended.update(
-                variable, self._update, args=(gradient, steps[dtype]), group=False
-            )
+            distribution.extended.update(variable, self._update, args=(gradient, steps[dtype]), group=False)
 
     def _step(self, learning_rate: Any, dtype: tf.DType) -> Step:
         """This step's scalars: made in float64, used in the state's type."""
@@ -251,17 +249,14 @@ class AdamVariant(keras.optimizers.Optimizer):
         in_place = self._in_place(dtype)
         betas = [_kernels.held_beta(b, dtype) if in_place else b for b in (self.beta_1, self.beta_2)]
         corrections = [
-            _formula.bias_correction(b, self.iterations + 1) if self.bias_correction else 1.0
-            for b in betas
+            _formula.bias_correction(b, self.iterations + 1) if self.bias_correction else 1.0 for b in betas
         ]
         c = _formula.coefficients(self.nu_1, self.nu_2, self.epsilon, *corrections)
         decay = self._decay(rate)
         return Step(
             learning_rate=tf.cast(rate, dtype),
             decay=None if decay is None else tf.cast(decay, dtype),
-            coefficients=c._replace(
-                momentum=tf.cast(c.momentum, dtype), velocity=tf.cast(c.velocity, dtype)
-            ),
+            coefficients=c._replace(momentum=tf.cast(c.momentum, dtype), velocity=tf.cast(c.velocity, dtype)),
             rates=_kernels.rates(rate, c, dtype) if in_place else None,
         )
 

@@ -1,4 +1,4 @@
-"""Constructor arguments, checked: a wrong one is a ValueError that names it, its value and what is allowed."""
+"""Constructor arguments: a wrong one is a ValueError that names it, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def beta(name: str, value: Any) -> float:
 
 
 def count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least:
-        return int(value)
-    return _reject(name, value, f"an integer >= {least}")
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if whole and int(value) >= least else _reject(name, value, f"an integer >= {least}")
 
 
 def flag(name: str, value: Any) -> bool:

@@ -68,9 +68,7 @@ def direction(g: Tensor, m: Tensor, v: Tensor, c: Coefficients) -> Tensor:
     return top / (tf.sqrt(square) + c.epsilon)
 
 
-def trust_ratio(
-    w: Tensor, u: Tensor, minimum: float | None = None, maximum: float | None = None
-) -> Tensor:
+def trust_ratio(w: Tensor, u: Tensor, minimum: float | None = None, maximum: float | None = None) -> Tensor:
     """|w| / |u|, 1 where either norm is 0, then clipped to [minimum, maximum]."""
     # l2_loss is half the square of the norm in one pass without a copy; the halves cancel.
     w_norm, u_norm = tf.sqrt(tf.nn.l2_loss(w)), tf.sqrt(tf.nn.l2_loss(u))

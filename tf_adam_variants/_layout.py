@@ -67,7 +67,8 @@ def save(store: Any, variables: Sequence[Any]) -> None:
 
 def read(store: Any) -> dict[str, np.ndarray]:
     """A copy of a store, ours or a Keras optimizer's, that outlives its file."""
-    return {key: np.array(store[key]) for key in store.keys()}
+    keys = list(store.keys())  # an h5 group, or one of Keras's own stores
+    return {key: np.array(store[key]) for key in keys}
 
 
 def load(arrays: Mapping[str, np.ndarray], variables: Sequence[Any], name: str) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 def path(variable: Any) -> str:
-    """"sequential/dense/kernel" for a Keras variable, its tf.Variable, or a replica's component of it.
+    """ "sequential/dense/kernel" for a Keras variable, its tf.Variable, or a replica's component of it.
 
     Keras keeps the path in `path` and only the last part in `name`; TensorFlow keeps the path in
     `name` and adds ":0" (and "/replica_1" on the components of a mirrored variable).

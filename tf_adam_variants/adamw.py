@@ -14,6 +14,55 @@ from tf_adam_variants._decay import DecoupledDecay
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
 class AdamW(DecoupledDecay):
+    """Adam with decoupled weight decay.
+
+        m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
+        m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
+        w <- w - s l w - learning_rate m^ / (sqrt(v^) + epsilon)
+
+    Args:
+        learning_rate: float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        weight_decay: float >= 0, l above, dimensionless. 0 for none.
+        beta_1: float in [0, 1), the decay of the first moment.
+        beta_2: float in [0, 1), the decay of the second moment.
+        epsilon: float >= 0, outside the root and after bias correction, in units of the gradient.
+        amsgrad: bool. True: v^ is made from the largest v so far (Reddi et al., 2018).
+        exclude_from_weight_decay: list of regular expressions, `re.search`ed in the variables' paths
+            ("sequential/dense/kernel"): those that match do not decay. Saved with the configuration.
+            Keras's method of the same name adds to it.
+        weight_decay_mode: the factor s. "learning_rate": the learning rate of the step (Keras, PyTorch,
+            optax). "schedule": the learning rate over its peak (the paper's eta_t: the peak is tuned and
+            the decay stays). "independent": 1.
+        peak_learning_rate: float > 0, the peak for "schedule". By default the float given as learning
+            rate, or a schedule's `initial_learning_rate` (`warmup_target` where it warms up).
+        name: str.
+        **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
+            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
+            `gradient_accumulation_steps`; see `keras.optimizers.Optimizer`.
+
+    Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
+    half types and of the variable's own type otherwise; each variable has the slots "momentum" and
+    "velocity" of its shape, and "velocity_hat" with amsgrad.
+
+    Raises:
+        ValueError: on an argument outside its range, naming it; in `apply`, where gradients and variables
+            do not match; on loading, where the saved state has other slots.
+
+    A checkpoint written with `keras.optimizers.Adam` or `AdamW` restores into it. "adamw" stays the name of
+    Keras's class; by name this one is "tf_adam_variants>AdamW".
+
+    Example:
+
+    >>> import tf_adam_variants as tav
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(tav.AdamW(3e-4, weight_decay=0.05, exclude_from_weight_decay=["bias"]), "mse")
+
+    Reference:
+        Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019,
+        https://arxiv.org/abs/1711.05101
+    """
+
     _hyperparameters = ("beta_1", "beta_2", "epsilon", "amsgrad")
 
     def __init__(

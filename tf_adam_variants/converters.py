@@ -42,9 +42,7 @@ class PIDParameters(NamedTuple):
     k_d: float
 
 
-def from_nadam(
-    learning_rate: float = 1e-3, beta_1: float = 0.9, beta_2: float = 0.999
-) -> QHAdamParameters:
+def from_nadam(learning_rate: float = 1e-3, beta_1: float = 0.9, beta_2: float = 0.999) -> QHAdamParameters:
     """NAdam (Dozat, 2016), that is Adam with Nesterov momentum, as QHAdam: nu_1 = beta_1, nu_2 = 1.
 
     The two agree but for the bias correction of the first steps.

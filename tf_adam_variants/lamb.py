@@ -14,6 +14,58 @@ from tf_adam_variants._base import AdamVariant, KerasArguments
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
 class LAMB(AdamVariant):
+    """Adam's direction with a step length of its own for every variable, for large batches.
+
+        m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
+        m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
+        u  = m^ / (sqrt(v^) + epsilon) + l w
+        r  = |w| / |u|, 1 where either norm is 0, clipped to [trust_ratio_min, trust_ratio_max]
+        w <- w - learning_rate r u
+
+    Args:
+        learning_rate: float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        weight_decay: float >= 0, l above, inside the trust ratio. 0 for none.
+        beta_1: float in [0, 1), the decay of the first moment.
+        beta_2: float in [0, 1), the decay of the second moment.
+        epsilon: float >= 0, outside the root and after bias correction, in units of the gradient.
+        exclude_from_layer_adaptation: list of regular expressions, searched as those of
+            `exclude_from_weight_decay`: r = 1 for the variables that match. None: for those that do not
+            decay; []: for none.
+        bias_correction: bool. False: m^ = m and v^ = v.
+        grad_averaging: bool. False: m <- beta_1 m + g.
+        trust_ratio_min: float >= 0 or None, the least r.
+        trust_ratio_max: float >= trust_ratio_min or None, the largest r.
+        exclude_from_weight_decay: list of regular expressions, `re.search`ed in the variables' paths
+            ("sequential/dense/kernel"): those that match do not decay. Saved with the configuration.
+            Keras's method of the same name adds to it.
+        name: str.
+        **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
+            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
+            `gradient_accumulation_steps`; see `keras.optimizers.Optimizer`.
+
+    Norms are taken over the whole variable, in the type of its moments.
+
+    Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
+    half types and of the variable's own type otherwise; each variable has the slots "momentum" and
+    "velocity" of its shape.
+
+    Raises:
+        ValueError: on an argument outside its range, naming it; in `apply`, where gradients and variables
+            do not match; on loading, where the saved state has other slots.
+
+    Example:
+
+    >>> import tf_adam_variants as tav
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> warm_up = tav.schedules.LinearWarmup(0.01, warmup_steps=500)
+    >>> model.compile(tav.LAMB(warm_up, exclude_from_weight_decay=["bias", "norm"]), "mse")
+
+    Reference:
+        You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", ICLR 2020,
+        https://arxiv.org/abs/1904.00962 (algorithm 2)
+    """
+
     _hyperparameters = (
         "beta_1",
         "beta_2",
@@ -61,6 +113,7 @@ class LAMB(AdamVariant):
         )
 
     def build(self, variables: Iterable[Any]) -> None:
+        """Make the slots, and fix which variables have no trust ratio."""
         variables = list(variables)
         super().build(variables)
         self._unadapted = (
@@ -84,6 +137,7 @@ class LAMB(AdamVariant):
         return learning_rate * u
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""
         patterns = self._unadapted_patterns
         return super().get_config() | {
             "exclude_from_layer_adaptation": None if patterns is None else list(patterns)

@@ -14,6 +14,48 @@ from tf_adam_variants._decay import DecoupledDecay
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
 class QHAdam(AdamVariant):
+    """Quasi-hyperbolic Adam: each moment is averaged once more with the gradient itself.
+
+        m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
+        m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
+        w <- w - learning_rate ((1 - nu_1) g + nu_1 m^) / (sqrt((1 - nu_2) g^2 + nu_2 v^) + epsilon)
+
+    nu_1 = nu_2 = 1 is Adam, nu_1 = 0 RMSprop, nu_1 = beta_1 NAdam (`converters.from_nadam`).
+
+    Args:
+        learning_rate: float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        beta_1: float in [0, 1), the decay of the first moment.
+        beta_2: float in [0, 1), the decay of the second moment.
+        nu_1: finite float, the share of the first moment in the step; 1 is Adam, 0 the plain gradient.
+        nu_2: finite float, the share of the second moment under the root; 1 is Adam.
+        epsilon: float >= 0, outside the root and after bias correction, in units of the gradient.
+        exclude_from_weight_decay: as for `QHAdamW`, so that one set of arguments serves both; without
+            weight decay there is nothing to exclude from.
+        name: str.
+        **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
+            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
+            `gradient_accumulation_steps`; see `keras.optimizers.Optimizer`.
+
+    Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
+    half types and of the variable's own type otherwise; each variable has the slots "momentum" and
+    "velocity" of its shape.
+
+    Raises:
+        ValueError: on an argument outside its range, naming it; in `apply`, where gradients and variables
+            do not match; on loading, where the saved state has other slots.
+
+    Example:
+
+    >>> import tf_adam_variants as tav
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(tav.QHAdam(1e-3, nu_1=0.8), "mse")
+
+    Reference:
+        Ma and Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", ICLR 2019,
+        https://arxiv.org/abs/1810.06801
+    """
+
     _hyperparameters = ("beta_1", "beta_2", "nu_1", "nu_2", "epsilon")
 
     def __init__(
@@ -43,6 +85,7 @@ class QHAdam(AdamVariant):
         self.nu_2 = _checks.real("nu_2", nu_2)
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
         config = super().get_config()
         del config["weight_decay"]  # Keras's; this optimizer has none
         return config
@@ -50,6 +93,57 @@ class QHAdam(AdamVariant):
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
 class QHAdamW(DecoupledDecay):
+    """QHAdam with AdamW's decoupled weight decay.
+
+        m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
+        m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
+        d  = ((1 - nu_1) g + nu_1 m^) / (sqrt((1 - nu_2) g^2 + nu_2 v^) + epsilon)
+        w <- w - s l w - learning_rate d
+
+    Args:
+        learning_rate: float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        weight_decay: float >= 0, l above, dimensionless. 0 for none.
+        beta_1: float in [0, 1), the decay of the first moment.
+        beta_2: float in [0, 1), the decay of the second moment.
+        nu_1: finite float, the share of the first moment in the step; 1 is Adam, 0 the plain gradient.
+        nu_2: finite float, the share of the second moment under the root; 1 is Adam.
+        epsilon: float >= 0, outside the root and after bias correction, in units of the gradient.
+        exclude_from_weight_decay: list of regular expressions, `re.search`ed in the variables' paths
+            ("sequential/dense/kernel"): those that match do not decay. Saved with the configuration.
+            Keras's method of the same name adds to it.
+        weight_decay_mode: the factor s. "learning_rate": the learning rate of the step (Keras, PyTorch,
+            optax). "schedule": the learning rate over its peak (the paper's eta_t: the peak is tuned and
+            the decay stays). "independent": 1.
+        peak_learning_rate: float > 0, the peak for "schedule". By default the float given as learning
+            rate, or a schedule's `initial_learning_rate` (`warmup_target` where it warms up).
+        name: str.
+        **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
+            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
+            `gradient_accumulation_steps`; see `keras.optimizers.Optimizer`.
+
+    Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
+    half types and of the variable's own type otherwise; each variable has the slots "momentum" and
+    "velocity" of its shape.
+
+    Raises:
+        ValueError: on an argument outside its range, naming it; in `apply`, where gradients and variables
+            do not match; on loading, where the saved state has other slots.
+
+    Example:
+
+    >>> import tf_adam_variants as tav
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer="qhadamw", loss="mse")
+    >>> model.compile(tav.QHAdamW(1e-3, weight_decay=0.01, weight_decay_mode="independent"), "mse")
+
+    References:
+        Ma and Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", ICLR 2019,
+        https://arxiv.org/abs/1810.06801
+        Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019,
+        https://arxiv.org/abs/1711.05101
+    """
+
     _hyperparameters = QHAdam._hyperparameters
 
     def __init__(

@@ -91,9 +91,7 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         """The constructor's arguments."""
         schedule = self.schedule
         return {
-            "schedule": (
-                keras.optimizers.schedules.serialize(schedule) if callable(schedule) else schedule
-            ),
+            "schedule": (keras.optimizers.schedules.serialize(schedule) if callable(schedule) else schedule),
             "warmup_steps": self.warmup_steps,
             "initial_learning_rate": self.initial_learning_rate,
             "shift_schedule": self.shift_schedule,
