@@ -27,10 +27,11 @@ class KerasArguments(TypedDict, total=False):
 class Step(NamedTuple):
     """What the updates of one step share, for variables of one state type."""
 
-    learning_rate: Any
+    rate: Any
     decay: Any | None
     coefficients: _formula.Coefficients
-    rates: _kernels.Rates | None
+    shares: tuple[Any, Any]  # of the gradient in the new moments
+    betas: _kernels.Betas | None  # None: the kernels do not serve
 
 
 class AdamVariant(keras.optimizers.Optimizer):
@@ -39,7 +40,7 @@ class AdamVariant(keras.optimizers.Optimizer):
     Keras's and TensorFlow's private names that this class uses, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_use_weight_decay`,
-    `_var_key`, `_get_variable_index`, `_overwrite_variable_with_gradient`, `_trainable_variables` and
+    `_var_key`, `_get_variable_index`, `_trainable_variables`, `_iterations` and
     TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
     """
 
@@ -109,7 +110,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._finish_loading()
 
     def _add_slot(self, variable: Any, name: str) -> Any:
-        if self._overwrite_variable_with_gradient(variable):
+        if getattr(variable, "overwrite_with_gradient", False):  # float8 scales: no slots
             return None
         dtype = _variables.state_type(variable)
         if dtype == tf.as_dtype(variable.dtype):
@@ -196,6 +197,7 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     # -- one step ------------------------------------------------------------------------------------
 
+    @tf.autograph.experimental.do_not_convert  # plain Python: converting it would only take time
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
         """Update the variables by one step, or add to the accumulated gradients.
 
@@ -229,6 +231,7 @@ class AdamVariant(keras.optimizers.Optimizer):
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: Keras would decay before the update, while here decay is a term of the formula."""
 
+    @tf.autograph.experimental.do_not_convert
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable. Keras's interface; a whole step shares its scalars instead."""
         self._update(variable, gradient, self._step(learning_rate, _variables.state_type(variable)))
@@ -246,23 +249,30 @@ class AdamVariant(keras.optimizers.Optimizer):
     def _step(self, learning_rate: Any, dtype: tf.DType) -> Step:
         """This step's scalars: made in float64, used in the state's type."""
         rate = tf.cast(learning_rate, tf.float64)
-        in_place = self._in_place(dtype)
+        in_place = self._kernels_serve(dtype)
         betas = [_kernels.held_beta(b, dtype) if in_place else b for b in (self.beta_1, self.beta_2)]
         corrections = [
             _formula.bias_correction(b, self.iterations + 1) if self.bias_correction else 1.0 for b in betas
         ]
-        c = _formula.coefficients(self.nu_1, self.nu_2, self.epsilon, *corrections)
+        c = _formula.coefficients(
+            self._direction_rate(rate), self.nu_1, self.nu_2, self.epsilon, *corrections
+        )
         decay = self._decay(rate)
         return Step(
-            learning_rate=tf.cast(rate, dtype),
+            rate=tf.cast(rate, dtype),
             decay=None if decay is None else tf.cast(decay, dtype),
-            coefficients=c._replace(momentum=tf.cast(c.momentum, dtype), velocity=tf.cast(c.velocity, dtype)),
-            rates=_kernels.rates(rate, c, dtype) if in_place else None,
+            coefficients=c.cast(dtype),
+            shares=(tf.constant(1 - self.beta_1, dtype), tf.constant(1 - self.beta_2, dtype)),
+            betas=_kernels.Betas.of(self.beta_1, self.beta_2, dtype) if in_place else None,
         )
 
-    def _in_place(self, dtype: tf.DType) -> bool:
-        """Whether TensorFlow's own kernels compute this step."""
-        return self.nu_2 == 1 and not self.amsgrad
+    def _kernels_serve(self, dtype: tf.DType) -> bool:
+        """Whether TensorFlow's own kernels take this step."""
+        return not self.amsgrad and _kernels.serve(self.nu_1, self.nu_2, dtype)
+
+    def _direction_rate(self, learning_rate: Any) -> Any:
+        """The factor that comes with the direction: the learning rate, unless it is applied later."""
+        return learning_rate
 
     def _decay(self, learning_rate: Any) -> Any | None:
         """The factor of w that a step subtracts, None where there is no decay."""
@@ -274,26 +284,31 @@ class AdamVariant(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         m, v = self._momentums[index].value, self._velocities[index].value
         g = tf.cast(gradient, dtype)
-        decays = step.decay is not None and index not in self._undecayed
-        if step.rates is not None and dtype == variable.dtype:
-            if decays:
-                variable.assign_sub(step.decay * variable)
-            _kernels.step(variable, m, v, g, self.beta_1, self.beta_2, step.rates)
+        decay = None if index in self._undecayed else step.decay
+        if step.betas is not None and dtype == variable.dtype:
+            if decay is not None:
+                variable.assign_sub(decay * variable)
+            _kernels.step(variable, m, v, g, step.betas, step.coefficients)
             return
-        new_m, new_v = _formula.moments(m, v, g, self.beta_1, self.beta_2, self.grad_averaging)
+        # Each variable is read once: a read a use would be a graph operation a use.
+        old_m, old_v = tf.convert_to_tensor(m), tf.convert_to_tensor(v)
+        new_m, new_v = _formula.moments(old_m, old_v, g, *step.shares, self.grad_averaging)
         m.assign(new_m)
         v.assign(new_v)
         if self.amsgrad:
-            new_v = tf.maximum(new_v, self._velocity_hats[index].value)
-            self._velocity_hats[index].value.assign(new_v)
-        w = tf.cast(variable, dtype)
-        d = _formula.direction(g, new_m, new_v, step.coefficients)
-        change = self._change(w, d, step.decay if decays else None, step.learning_rate, index)
-        variable.assign(tf.cast(w - change, variable.dtype))
+            v_hat = self._velocity_hats[index].value
+            new_v = tf.maximum(new_v, v_hat)
+            v_hat.assign(new_v)
+        w = tf.cast(tf.convert_to_tensor(variable), dtype)
+        change = self._change(w, _formula.direction(g, new_m, new_v, step.coefficients), decay, step, index)
+        if dtype == variable.dtype:
+            variable.assign_sub(change)
+        else:
+            variable.assign(tf.cast(w - change, variable.dtype))
 
-    def _change(self, w: Any, d: Any, decay: Any | None, learning_rate: Any, index: int) -> Any:
-        """What a step along the direction d subtracts from the weights w of one variable."""
-        return learning_rate * d if decay is None else learning_rate * d + decay * w
+    def _change(self, w: Any, d: Any, decay: Any | None, step: Step, index: int) -> Any:
+        """What a step along the direction d (times its rate) subtracts from one variable's weights."""
+        return d if decay is None else d + decay * w
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""

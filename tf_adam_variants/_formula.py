@@ -18,17 +18,20 @@ Tensor = Any  # a tf.Tensor, or what converts to one; TensorFlow ships no type s
 
 
 class Coefficients(NamedTuple):
-    """d = (gradient g + momentum m) / (sqrt(square g^2 + velocity v) + epsilon).
+    """rate d = (gradient g + momentum m) / (sqrt(square g^2 + velocity v) + epsilon).
 
-    What one step knows before it sees a variable. `gradient` and `square` are Python floats: where
-    they are 0 (AdamW, LAMB, and `square` in the QH defaults) their terms are never computed.
+    What one step knows before it sees a variable. A term whose coefficient is None is not computed:
+    `gradient` where nu_1 is 1; `square` where nu_2 is 1, and then `velocity` too, which is 1.
     """
 
-    gradient: float
+    gradient: Tensor | None
     momentum: Tensor
-    square: float
-    velocity: Tensor
+    square: Tensor | None
+    velocity: Tensor | None
     epsilon: Tensor
+
+    def cast(self, dtype: tf.DType) -> Coefficients:
+        return Coefficients(*(None if c is None else tf.cast(c, dtype) for c in self))
 
 
 def bias_correction(beta: float, t: Tensor) -> Tensor:
@@ -38,33 +41,33 @@ def bias_correction(beta: float, t: Tensor) -> Tensor:
 
 
 def coefficients(
-    nu_1: float, nu_2: float, epsilon: float, correction_1: Tensor, correction_2: Tensor
+    rate: Tensor, nu_1: float, nu_2: float, epsilon: float, correction_1: Tensor, correction_2: Tensor
 ) -> Coefficients:
-    """The direction's coefficients from the hyperparameters and the two bias corrections."""
-    return Coefficients(
-        gradient=1.0 - nu_1,
-        momentum=nu_1 / correction_1,
-        square=1.0 - nu_2,
-        velocity=nu_2 / correction_2,
-        epsilon=epsilon,
-    )
+    """The coefficients of rate d, in float64, from the hyperparameters and the two bias corrections."""
+    gradient = None if nu_1 == 1 else rate * (1 - nu_1)
+    momentum = rate * nu_1 / correction_1
+    if nu_2 != 1:
+        return Coefficients(gradient, momentum, 1 - nu_2, nu_2 / correction_2, epsilon)
+    # Top and bottom times sqrt(correction_2): v is then used as it is.
+    k = tf.sqrt(tf.cast(correction_2, tf.float64))
+    return Coefficients(None if gradient is None else k * gradient, k * momentum, None, None, k * epsilon)
 
 
 def moments(
-    m: Tensor, v: Tensor, g: Tensor, beta_1: float, beta_2: float, grad_averaging: bool = True
+    m: Tensor, v: Tensor, g: Tensor, share_1: Tensor, share_2: Tensor, grad_averaging: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The new first and second moment. Written as differences: one pass and one rounding less."""
-    new_m = m + (1.0 - beta_1) * (g - m) if grad_averaging else beta_1 * m + g
-    return new_m, v + (1.0 - beta_2) * (tf.square(g) - v)
+    """The new first and second moment, where the shares of the gradient are 1 - b1 and 1 - b2.
+
+    Written as differences: one pass and one rounding less.
+    """
+    new_m = m + share_1 * (g - m) if grad_averaging else m + (g - share_1 * m)
+    return new_m, v + share_2 * (tf.square(g) - v)
 
 
 def direction(g: Tensor, m: Tensor, v: Tensor, c: Coefficients) -> Tensor:
-    """The direction d, before the learning rate."""
-    top, square = c.momentum * m, c.velocity * v
-    if c.gradient:
-        top += c.gradient * g
-    if c.square:
-        square += c.square * tf.square(g)
+    """The direction d times the rate that the coefficients were made with."""
+    top = c.momentum * m if c.gradient is None else c.momentum * m + c.gradient * g
+    square = v if c.square is None else c.velocity * v + c.square * tf.square(g)
     return top / (tf.sqrt(square) + c.epsilon)
 
 
@@ -72,7 +75,7 @@ def trust_ratio(w: Tensor, u: Tensor, minimum: float | None = None, maximum: flo
     """|w| / |u|, 1 where either norm is 0, then clipped to [minimum, maximum]."""
     # l2_loss is half the square of the norm in one pass without a copy; the halves cancel.
     w_norm, u_norm = tf.sqrt(tf.nn.l2_loss(w)), tf.sqrt(tf.nn.l2_loss(u))
-    ratio = tf.where((w_norm > 0) & (u_norm > 0), w_norm / u_norm, 1)
+    ratio = tf.where(tf.minimum(w_norm, u_norm) > 0, w_norm / u_norm, 1)
     if minimum is not None:
         ratio = tf.maximum(ratio, minimum)
     if maximum is not None:

@@ -1,13 +1,9 @@
 """The same step by TensorFlow's own in-place kernels, where they compute it.
 
-With the coefficients of `_formula`, and where (1 - nu2) g^2 is absent, multiplying the fraction's top
-and bottom by k = 1 / sqrt(velocity) gives
-
-    lr d = (lr k momentum m + lr k gradient g) / (sqrt(v) + k eps)
-
-`ResourceApplyAdam` updates m and v and subtracts the first term, `ResourceApplyAdagradV2` (told to leave
-its accumulator, v, alone) the second. Both run in place on CPU and GPU and both compile under XLA.
-This is the only file that names a raw op.
+Where nu_2 is 1, a step is rate d = (momentum m + gradient g) / (sqrt(v) + epsilon) with the coefficients of
+`_formula`. `ResourceApplyAdam` updates m and v and subtracts the first part of it, `ResourceApplyAdagradV2`
+(told to leave its accumulator, v, alone) the second. Both run in place on CPU and GPU. This is the only
+file that names a raw op.
 """
 
 from __future__ import annotations
@@ -15,16 +11,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from tf_adam_variants import _formula
+from tf_adam_variants._formula import Coefficients
 
 
-class Rates(NamedTuple):
-    """The scalars of one step that the kernels take, in the variables' type."""
+def serve(nu_1: float, nu_2: float, dtype: tf.DType) -> bool:
+    """Whether the kernels compute a step with these terms, and are the faster way to it.
 
-    momentum: Any
-    gradient: Any | None
-    epsilon: Any
+    XLA compiles them too, but fuses the formula as well, and there a second kernel is a second division.
+    """
+    if nu_2 != 1 or dtype not in (tf.float32, tf.float64):
+        return False
+    return nu_1 == 1 or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def held_beta(beta: float, dtype: tf.DType) -> float:
@@ -36,42 +35,33 @@ def held_beta(beta: float, dtype: tf.DType) -> float:
     return 1.0 - float(number(1) - number(beta))
 
 
-def rates(learning_rate: Any, c: _formula.Coefficients, dtype: tf.DType) -> Rates:
-    """From float64 scalars; c.square must be 0."""
-    k = tf.math.rsqrt(c.velocity)
-    return Rates(
-        momentum=tf.cast(learning_rate * k * c.momentum, dtype),
-        gradient=tf.cast(learning_rate * k * c.gradient, dtype) if c.gradient else None,
-        epsilon=tf.cast(k * c.epsilon, dtype),
-    )
+class Betas(NamedTuple):
+    """What the kernels take beside the coefficients; made once a step, not once a variable."""
+
+    beta_1: Any
+    beta_2: Any
+    power: Any  # the kernel's own bias correction, 1 - power, cancels: 0 switches it off
+
+    @classmethod
+    def of(cls, beta_1: float, beta_2: float, dtype: tf.DType) -> Betas:
+        return cls(*(tf.constant(number, dtype) for number in (beta_1, beta_2, 0.0)))
 
 
-def step(w: Any, m: Any, v: Any, g: Any, beta_1: float, beta_2: float, rates: Rates) -> None:
+def step(w: Any, m: Any, v: Any, g: Any, betas: Betas, c: Coefficients) -> None:
     """Update weights, momentum and velocity (resource variables of one type) in place."""
-    _adam(w, m, v, g, beta_1, beta_2, rates.momentum, rates.epsilon)
-    if rates.gradient is not None:
-        tf.raw_ops.ResourceApplyAdagradV2(
-            var=w.handle,
-            accum=v.handle,
-            lr=rates.gradient,
-            epsilon=rates.epsilon,
-            grad=g,
-            update_slots=False,
-        )
-
-
-def _adam(w: Any, m: Any, v: Any, g: Any, beta_1: float, beta_2: float, lr: Any, epsilon: Any) -> None:
-    dtype = g.dtype
-    zero = tf.zeros((), dtype)  # the kernel's own bias correction, 1 - beta_power, cancels: switched off
     tf.raw_ops.ResourceApplyAdam(
         var=w.handle,
         m=m.handle,
         v=v.handle,
-        beta1_power=zero,
-        beta2_power=zero,
-        lr=lr,
-        beta1=tf.constant(beta_1, dtype),
-        beta2=tf.constant(beta_2, dtype),
-        epsilon=epsilon,
+        beta1_power=betas.power,
+        beta2_power=betas.power,
+        lr=c.momentum,
+        beta1=betas.beta_1,
+        beta2=betas.beta_2,
+        epsilon=c.epsilon,
         grad=g,
     )
+    if c.gradient is not None:
+        tf.raw_ops.ResourceApplyAdagradV2(
+            var=w.handle, accum=v.handle, lr=c.gradient, epsilon=c.epsilon, grad=g, update_slots=False
+        )

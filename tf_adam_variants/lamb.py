@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_adam_variants import _checks, _formula, _variables
-from tf_adam_variants._base import AdamVariant, KerasArguments
+from tf_adam_variants._base import AdamVariant, KerasArguments, Step
 
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
@@ -124,17 +124,20 @@ class LAMB(AdamVariant):
             )
         )
 
-    def _in_place(self, dtype: tf.DType) -> bool:
-        return False  # no kernel knows the trust ratio
+    def _kernels_serve(self, dtype: tf.DType) -> bool:
+        return False  # none knows the trust ratio
+
+    def _direction_rate(self, learning_rate: Any) -> Any:
+        return tf.ones((), tf.float64)  # the ratio is made of the bare direction
 
     def _decay(self, learning_rate: Any) -> Any | None:
         return tf.constant(self.weight_decay, tf.float64) if self.weight_decay else None
 
-    def _change(self, w: Any, d: Any, decay: Any | None, learning_rate: Any, index: int) -> Any:
+    def _change(self, w: Any, d: Any, decay: Any | None, step: Step, index: int) -> Any:
         u = d if decay is None else d + decay * w
-        if index not in self._unadapted:
-            learning_rate *= _formula.trust_ratio(w, u, self.trust_ratio_min, self.trust_ratio_max)
-        return learning_rate * u
+        if index in self._unadapted:
+            return step.rate * u
+        return step.rate * _formula.trust_ratio(w, u, self.trust_ratio_min, self.trust_ratio_max) * u
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""
