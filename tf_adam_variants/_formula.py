@@ -31,7 +31,9 @@ class Coefficients(NamedTuple):
     epsilon: Tensor
 
     def cast(self, dtype: tf.DType) -> Coefficients:
-        return Coefficients(*(None if c is None else tf.cast(c, dtype) for c in self))
+        """In float64 first: TensorFlow takes a Python float for a float32."""
+        exact = (None if c is None else tf.convert_to_tensor(c, tf.float64) for c in self)
+        return Coefficients(*(None if c is None else tf.cast(c, dtype) for c in exact))
 
 
 def bias_correction(beta: float, t: Tensor) -> Tensor:
