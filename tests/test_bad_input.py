@@ -42,6 +42,7 @@ WRONG = [
     ((tav.QHAdam,), "weight_decay", [0.1], "weight_decay"),
     ((tav.QHAdam, tav.LAMB), "weight_decay_mode", ["schedule"], "weight_decay_mode"),
     ((tav.QHAdam, tav.LAMB), "peak_learning_rate", [0.1], "peak_learning_rate"),
+    (ALL, "sparse_update", ["dense", None, True], "'lazy'"),
     (ALL, "fused", [True], "fused"),
     (ALL, "name", [3], "name"),
 ]
@@ -64,6 +65,12 @@ def test_wrong_arguments(cls, argument, value, message):
 def test_crossed_bounds():
     with pytest.raises(ValueError, match=r"trust_ratio_min.*trust_ratio_max=1.0.*trust_ratio_min=2.0"):
         tav.LAMB(trust_ratio_min=2.0, trust_ratio_max=1.0)
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_lazy_does_not_accumulate(cls):
+    with pytest.raises(ValueError, match=r"sparse_update='lazy'.*gradient_accumulation_steps"):
+        cls(sparse_update="lazy", gradient_accumulation_steps=2)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, NAN, "0.1"])

@@ -24,6 +24,7 @@ COMMON = {
     "ema_overwrite_frequency": 3,
     "loss_scale_factor": 2.0,
     "gradient_accumulation_steps": 4,
+    "sparse_update": "exact",
     "name": "mine",
 }
 DECAY = {"weight_decay": 0.5, "weight_decay_mode": "schedule", "peak_learning_rate": 0.75}
@@ -102,6 +103,12 @@ def test_the_other_clippings_come_back(clip):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_lazy_comes_back(cls):
+    again = cls.from_config(cls(sparse_update="lazy").get_config())
+    assert again.sparse_update == "lazy"
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_schedules_come_back(cls):
     cosine = keras.optimizers.schedules.CosineDecay(0.5, 10)
     for schedule in (
@@ -153,3 +160,14 @@ def test_importing_needs_the_tensorflow_backend():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
     assert "KERAS_BACKEND=tensorflow" in result.stderr
+
+
+def test_importing_does_not_start_tensorflow_s_runtime():
+    """Devices can still be configured afterwards, and no memory of a GPU is taken."""
+    program = (
+        "import tensorflow as tf, tf_adam_variants\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+        "assert len(tf.config.list_logical_devices('CPU')) == 2\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -303,3 +303,56 @@ def test_export(name, tmp_path):
     made.export(tmp_path / "exported", verbose=False)
     served = tf.saved_model.load(tmp_path / "exported")
     np.testing.assert_allclose(served.serve(X), made.predict(X, verbose=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qhadam", "qhadamw", "lamb", "tf_adam_variants>AdamW"])
+def test_saved_before_the_first_step(name, tmp_path):
+    made = model(name)
+    made.optimizer.learning_rate = 0.5
+    made.save(tmp_path / "model.keras")
+    made.save_weights(tmp_path / "model.weights.h5")
+    loaded, other = keras.models.load_model(tmp_path / "model.keras"), model(name)
+    other.load_weights(tmp_path / "model.weights.h5")
+    for each in (made, loaded, other):
+        fit(each)
+    assert_same(state(loaded), state(made))
+    assert_same(state(other), state(made))
+
+
+def test_state_that_waits_is_saved_again(tmp_path):
+    made, second, third = (model("qhadamw") for _ in range(3))
+    fit(made)
+    made.save_weights(tmp_path / "1.weights.h5")
+    second.load_weights(tmp_path / "1.weights.h5")
+    assert int(second.optimizer.iterations) == 14
+    second.save_weights(tmp_path / "2.weights.h5")
+    third.load_weights(tmp_path / "2.weights.h5")
+    second.optimizer.learning_rate = 0.25  # after loading, and so it stays
+    fit(made)
+    fit(second)
+    fit(third)
+    assert_same(state(third), state(made))
+    assert float(second.optimizer.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_other_slots_in_a_checkpoint_that_keras_wrote(what, tmp_path):
+    """Without a layout, and restored before the slots are there."""
+    made = model(keras.optimizers.AdamW())
+    fit(made, 1)
+    path = tf.train.Checkpoint(model=made, optimizer=made.optimizer).save(tmp_path / "ckpt")
+    other = model(tav.AdamW(**DIFFERENT[what]))
+    tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path)
+    with pytest.raises(ValueError, match="no fitting value for net_body"):
+        fit(other, 1)
+
+
+def test_the_same_variables_in_another_order_are_an_error():
+    one, two = tf.Variable([1.0, 2.0], name="one"), tf.Variable([1.0, 2.0], name="two")
+    optimizer, twin = tav.QHAdam(), tav.QHAdam()
+    optimizer.build([one, two])
+    twin.build([two, one])
+    store = {}
+    optimizer.save_own_variables(store)
+    with pytest.raises(ValueError, match="another order"):
+        twin.load_own_variables(store)

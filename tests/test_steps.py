@@ -156,6 +156,22 @@ def test_bias_corrections_do_not_cancel(mode):
     np.testing.assert_allclose(history[0][0], [-0.125, 0.125, -0.125], rtol=5e-7)
 
 
+@pytest.mark.parametrize("cls", [tav.AdamW, tav.QHAdam, tav.LAMB])
+def test_a_beta_that_float32_rounds_to_1(cls):
+    """1 - beta is then 0 in float32: the first step is still one of the learning rate's length."""
+    optimizer = cls(0.125, beta_1=1 - 1e-9, beta_2=1 - 1e-9)
+    history = cases.run("graph", optimizer, [np.ones(1)], [[np.ones(1)]], tf.float32, "a")
+    np.testing.assert_allclose(history[0][0], 0.875, rtol=2e-3)
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_the_first_step_is_exact_to_float32(mode):
+    """The kernels' 1 - 0.999 is off by 1.3e-5: from zero moments d is 1 all the same."""
+    optimizer = tav.AdamW(0.125, weight_decay=0.0, epsilon=0.0)
+    history = cases.run(mode, optimizer, [np.zeros(3)], [[np.array([1e-3, -2.0, 5.0])]], tf.float32, "a")
+    np.testing.assert_allclose(history[0][0], [-0.125, 0.125, -0.125], rtol=3e-7)
+
+
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_a_missing_gradient_leaves_its_variable_alone(case):
     weights = cases.variables(cases.problem(1)[0], tf.float32)
@@ -165,26 +181,6 @@ def test_a_missing_gradient_leaves_its_variable_alone(case):
         case.cls(**case.terms).apply(grads, weights)
     changed = [not np.array_equal(w.numpy(), b) for w, b in zip(weights, before, strict=True)]
     assert changed == [True, True, False, True]
-
-
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
-def test_repeated_ids_are_summed_before_they_are_squared(case):
-    """A gradient in slices does what the dense gradient that they add up to does."""
-    table = np.random.default_rng(2).normal(size=(5, 3))
-    slices = np.random.default_rng(3).normal(size=(4, 3))
-    ids = [1, 3, 1, 1]
-    dense = np.zeros_like(table)
-    np.add.at(dense, ids, slices)
-
-    def trained(gradient):
-        weights = tf.Variable(table)
-        optimizer = case.cls(**case.terms, clipnorm=1.0)
-        for _ in range(2):
-            optimizer.apply([gradient], [weights])
-        return weights.numpy()
-
-    have = trained(tf.IndexedSlices(tf.constant(slices), tf.constant(ids)))
-    np.testing.assert_allclose(have, trained(tf.constant(dense)), rtol=1e-13)
 
 
 def test_update_step_is_keras_s_interface_for_one_variable():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _checks, _formula, _kernels, _layout, _variables
+from tf_adam_variants import _checks, _formula, _kernels, _layout, _sparse, _variables
 
 
 class KerasArguments(TypedDict, total=False):
@@ -39,8 +39,8 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     Keras's and TensorFlow's private names that this class uses, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
-    `_apply_weight_decay` (switched off: decay belongs to the formula), `_use_weight_decay`,
-    `_var_key`, `_get_variable_index`, `_trainable_variables`, `_iterations` and
+    `_apply_weight_decay` (switched off: decay belongs to the formula), `_clip_gradients`,
+    `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables`, `_iterations` and
     TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
     """
 
@@ -61,6 +61,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         epsilon: float,
         weight_decay: float | None,
         exclude_from_weight_decay: Iterable[str] | None,
+        sparse_update: str,
         name: str,
         keras_arguments: KerasArguments,
     ) -> None:
@@ -75,11 +76,18 @@ class AdamVariant(keras.optimizers.Optimizer):
         self.beta_1 = _checks.beta("beta_1", beta_1)
         self.beta_2 = _checks.beta("beta_2", beta_2)
         self.epsilon = _checks.nonnegative("epsilon", epsilon)
+        self.sparse_update = _checks.one_of("sparse_update", sparse_update, ("exact", "lazy"))
+        if sparse_update == "lazy" and keras_arguments.get("gradient_accumulation_steps"):
+            raise ValueError(
+                "`sparse_update='lazy'` cannot be combined with `gradient_accumulation_steps`: an "
+                "accumulated gradient does not tell which rows were named. Use sparse_update='exact'"
+            )
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         self._undecayed_patterns = _checks.patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._undecayed_by_method: list[str] = []
         self._undecayed_keys: frozenset[str] = frozenset()
         self._unloaded: dict[str, Any] | None = None
+        self._slots_are_new = False
         self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
 
     # -- state ---------------------------------------------------------------------------------------
@@ -107,6 +115,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._undecayed = frozenset(
             i for i, variable in enumerate(variables) if not self._use_weight_decay(variable)
         )
+        self._slots_are_new = True
         self._finish_loading()
 
     def _add_slot(self, variable: Any, name: str) -> Any:
@@ -134,9 +143,12 @@ class AdamVariant(keras.optimizers.Optimizer):
     def _finish_loading(self) -> None:
         """Take over state that was restored before the slots were there; raise as long as it does not fit."""
         self._layout.check()
+        if self._slots_are_new:
+            _layout.check_restored(self.variables, self.name)
+            self._slots_are_new = False
         if self._unloaded is not None:
             with tf.init_scope():  # the slots may be built, and so loaded, while a step is traced
-                _layout.load(self._unloaded, self.variables, self.name)
+                _layout.load(self._unloaded, self.variables, self.name, slots_only=True)
             self._unloaded = None
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
@@ -147,7 +159,7 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""
-        _layout.save(store, self.variables)
+        _layout.save(store, self.variables, self._unloaded)
 
     def load_own_variables(self, store: Any) -> None:
         """Set the state from a Keras store, now or, before the slots are there, when they are built.
@@ -156,9 +168,10 @@ class AdamVariant(keras.optimizers.Optimizer):
             ValueError: that names the differences, where the saved state is another optimizer's.
         """
         arrays = _layout.read(store)
-        if self.built:
+        if self.built or not _layout.has_slots(arrays):
             _layout.load(arrays, self.variables, self.name)
         else:
+            _layout.load_scalars(arrays, self.variables)
             self._unloaded = arrays
 
     # -- exclusions ----------------------------------------------------------------------------------
@@ -188,7 +201,7 @@ class AdamVariant(keras.optimizers.Optimizer):
     def _all_undecayed_patterns(self) -> list[str] | None:
         if self._undecayed_patterns is None and not self._undecayed_by_method:
             return None
-        return [*(self._undecayed_patterns or ()), *self._undecayed_by_method]
+        return list(dict.fromkeys([*(self._undecayed_patterns or ()), *self._undecayed_by_method]))
 
     def _use_weight_decay(self, variable: Any) -> bool:
         return self._var_key(variable) not in self._undecayed_keys and not _variables.matches(
@@ -212,12 +225,17 @@ class AdamVariant(keras.optimizers.Optimizer):
             self._finish_loading()
             if trainable_variables is None:
                 trainable_variables = self._trainable_variables
-        if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            grads = self._checked(list(grads), trainable_variables)
-        super().apply(grads, trainable_variables)
+        grads = list(grads)
+        if not grads or trainable_variables is None:
+            super().apply(grads)  # nothing to do, or Keras says what is missing
+            return
+        variables = list(trainable_variables)
+        self._check(grads, variables)
+        # A wrong id anywhere stops the step before any variable is written.
+        with tf.control_dependencies(_sparse.range_checks(grads, variables)):
+            super().apply(self._without_repeated_ids(grads, variables), variables)
 
-    def _checked(self, grads: list[Any], variables: list[Any]) -> list[Any]:
+    def _check(self, grads: list[Any], variables: list[Any]) -> None:
         if len(grads) != len(variables):
             raise ValueError(
                 f"{self.name} needs one gradient a variable. "
@@ -226,7 +244,29 @@ class AdamVariant(keras.optimizers.Optimizer):
         keys = [self._var_key(variable) for variable in variables]
         if len(set(keys)) != len(keys):
             raise ValueError(f"{self.name} was given a variable more than once: {_names(variables)}")
-        return [_dense(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
+        for gradient, variable in zip(grads, variables, strict=True):
+            if gradient is not None and not _variables.fits(variable, gradient):
+                raise ValueError(
+                    f"The gradient of {_variables.path(variable)} must have its shape, "
+                    f"{tuple(variable.shape)}. Received: a gradient of shape {_variables.shape(gradient)}"
+                )
+
+    def _without_repeated_ids(self, grads: list[Any], variables: list[Any]) -> list[Any]:
+        """Gradients whose slices name each row once: nothing is squared or clipped before they are summed."""
+        summed = _sparse.deduplicated if self.sparse_update == "lazy" else _sparse.dense
+        return [
+            summed(g, v.shape[0], _variables.state_type(v)) if isinstance(g, tf.IndexedSlices) else g
+            for g, v in zip(grads, variables, strict=True)
+        ]
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        """Keras's clipping. Slices without repeated ids have the norm of the dense gradient."""
+        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        clipped = super()._clip_gradients(values)
+        return [
+            _sparse.with_values(g, c) if isinstance(g, tf.IndexedSlices) else c
+            for g, c in zip(grads, clipped, strict=True)
+        ]
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: Keras would decay before the update, while here decay is a term of the formula."""
@@ -268,7 +308,7 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     def _kernels_serve(self, dtype: tf.DType) -> bool:
         """Whether TensorFlow's own kernels take this step."""
-        return not self.amsgrad and _kernels.serve(self.nu_1, self.nu_2, dtype)
+        return not self.amsgrad and _kernels.serve(self.nu_1, self.nu_2, (self.beta_1, self.beta_2), dtype)
 
     def _direction_rate(self, learning_rate: Any) -> Any:
         """The factor that comes with the direction: the learning rate, unless it is applied later."""
@@ -283,28 +323,34 @@ class AdamVariant(keras.optimizers.Optimizer):
         dtype = _variables.state_type(variable)
         index = self._get_variable_index(variable)
         m, v = self._momentums[index].value, self._velocities[index].value
-        g = tf.cast(gradient, dtype)
         decay = None if index in self._undecayed else step.decay
-        if step.betas is not None and dtype == variable.dtype:
+        place: _sparse.Whole | _sparse.Rows = _sparse.Whole()
+        if isinstance(gradient, tf.IndexedSlices):
+            rows = variable.shape[0]
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # all replicas' slices, strung together
+                gradient = _sparse.deduplicated(gradient, rows, dtype)
+            place, gradient = _sparse.Rows(gradient.indices, rows), gradient.values
+        g = tf.cast(gradient, dtype)
+        if step.betas is not None and dtype == variable.dtype and isinstance(place, _sparse.Whole):
             if decay is not None:
                 variable.assign_sub(decay * variable)
             _kernels.step(variable, m, v, g, step.betas, step.coefficients)
             return
         # Each variable is read once: a read a use would be a graph operation a use.
-        old_m, old_v = tf.convert_to_tensor(m), tf.convert_to_tensor(v)
-        new_m, new_v = _formula.moments(old_m, old_v, g, *step.shares, self.grad_averaging)
-        m.assign(new_m)
-        v.assign(new_v)
+        new_m, new_v = _formula.moments(place.read(m), place.read(v), g, *step.shares, self.grad_averaging)
+        w = place.real(tf.cast(place.read(variable), dtype))
+        place.write(m, new_m)
+        place.write(v, new_v)
         if self.amsgrad:
             v_hat = self._velocity_hats[index].value
-            new_v = tf.maximum(new_v, v_hat)
-            v_hat.assign(new_v)
-        w = tf.cast(tf.convert_to_tensor(variable), dtype)
-        change = self._change(w, _formula.direction(g, new_m, new_v, step.coefficients), decay, step, index)
+            new_v = tf.maximum(new_v, place.read(v_hat))
+            place.write(v_hat, new_v)
+        d = place.real(_formula.direction(g, new_m, new_v, step.coefficients))
+        change = self._change(w, d, decay, step, index)
         if dtype == variable.dtype:
-            variable.assign_sub(change)
+            place.subtract(variable, change)
         else:
-            variable.assign(tf.cast(w - change, variable.dtype))
+            place.write(variable, tf.cast(w - change, variable.dtype))
 
     def _change(self, w: Any, d: Any, decay: Any | None, step: Step, index: int) -> Any:
         """What a step along the direction d (times its rate) subtracts from one variable's weights."""
@@ -315,25 +361,10 @@ class AdamVariant(keras.optimizers.Optimizer):
         config = super().get_config()
         config |= {name: getattr(self, name) for name in self._hyperparameters}
         config["exclude_from_weight_decay"] = self._all_undecayed_patterns()
+        config["sparse_update"] = self.sparse_update
         return config
 
 
 def _names(variables: Iterable[Any]) -> str:
     names = [_variables.path(variable) for variable in variables]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _dense(gradient: Any, variable: Any) -> Any:
-    """The gradient as a tensor of the variable's shape; repeated indices of slices are summed."""
-    if gradient is None:
-        return None
-    shape = tf.TensorShape(variable.shape)
-    if isinstance(gradient, tf.IndexedSlices):
-        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, shape[0])
-    gradient = tf.convert_to_tensor(gradient)
-    if not shape.is_compatible_with(gradient.shape):
-        raise ValueError(
-            f"The gradient of {_variables.path(variable)} must have its shape, {tuple(shape)}. "
-            f"Received: a gradient of shape {gradient.shape}"
-        )
-    return gradient

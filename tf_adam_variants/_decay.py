@@ -27,6 +27,7 @@ class DecoupledDecay(AdamVariant):
         exclude_from_weight_decay: Iterable[str] | None,
         weight_decay_mode: str,
         peak_learning_rate: float | None,
+        sparse_update: str,
         name: str,
         keras_arguments: KerasArguments,
     ) -> None:
@@ -37,6 +38,7 @@ class DecoupledDecay(AdamVariant):
             epsilon,
             weight_decay=_checks.nonnegative("weight_decay", weight_decay),
             exclude_from_weight_decay=exclude_from_weight_decay,
+            sparse_update=sparse_update,
             name=name,
             keras_arguments=keras_arguments,
         )

@@ -3,7 +3,7 @@
 Where nu_2 is 1, a step is rate d = (momentum m + gradient g) / (sqrt(v) + epsilon) with the coefficients of
 `_formula`. `ResourceApplyAdam` updates m and v and subtracts the first part of it, `ResourceApplyAdagradV2`
 (told to leave its accumulator, v, alone) the second. Both run in place on CPU and GPU. This is the only
-file that names a raw op.
+file that names a raw op, those that write rows in place included.
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 from tf_adam_variants._formula import Coefficients
 
 
-def serve(nu_1: float, nu_2: float, dtype: tf.DType) -> bool:
+def serve(nu_1: float, nu_2: float, betas: tuple[float, float], dtype: tf.DType) -> bool:
     """Whether the kernels compute a step with these terms, and are the faster way to it.
 
     XLA compiles them too, but fuses the formula as well, and there a second kernel is a second division.
     """
     if nu_2 != 1 or dtype not in (tf.float32, tf.float64):
         return False
-    return nu_1 == 1 or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    if max(held_beta(beta, dtype) for beta in betas) == 1:  # nothing of the gradient would be left
+        return False
+    return nu_1 == 1 or not in_xla()
+
+
+def in_xla() -> bool:
+    """Whether what is being traced will be compiled by XLA."""
+    return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def held_beta(beta: float, dtype: tf.DType) -> float:
@@ -65,3 +72,25 @@ def step(w: Any, m: Any, v: Any, g: Any, betas: Betas, c: Coefficients) -> None:
         tf.raw_ops.ResourceApplyAdagradV2(
             var=w.handle, accum=v.handle, lr=c.gradient, epsilon=c.epsilon, grad=g, update_slots=False
         )
+
+
+def write_rows(variable: Any, ids: Any, values: Any) -> None:
+    """Set rows in place."""
+    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=ids, updates=values)
+    _share_again(variable)
+
+
+def subtract_rows(variable: Any, ids: Any, values: Any) -> None:
+    """Subtract from rows in place."""
+    tf.raw_ops.ResourceScatterSub(resource=variable.handle, indices=ids, updates=values)
+    _share_again(variable)
+
+
+def _share_again(variable: Any) -> None:
+    """Let dense reads share the variable's memory again.
+
+    Reading or writing rows makes TensorFlow copy the whole table for each dense read from then on, and
+    Keras's Embedding begins with one.
+    """
+    if not in_xla():
+        tf.raw_ops.DisableCopyOnRead(resource=variable.handle)

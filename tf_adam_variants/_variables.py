@@ -29,6 +29,18 @@ def exactly(variable: Any) -> str:
     return f"^{re.escape(path(variable))}$"
 
 
+def shape(gradient: Any) -> tf.TensorShape:
+    """The shape of a gradient, that of slices with the rows' number left open."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.TensorShape([None]).concatenate(gradient.values.shape[1:])
+    return tf.TensorShape(gradient.shape)
+
+
+def fits(variable: Any, gradient: Any) -> bool:
+    """Whether the gradient can have the variable's shape, as far as is known before running."""
+    return tf.TensorShape(variable.shape).is_compatible_with(shape(gradient))
+
+
 def state_type(variable: Any) -> tf.DType:
     """The type of a variable's moments, norms and arithmetic."""
     dtype = tf.as_dtype(variable.dtype)

@@ -36,6 +36,10 @@ class AdamW(DecoupledDecay):
             the decay stays). "independent": 1.
         peak_learning_rate: float > 0, the peak for "schedule". By default the float given as learning
             rate, or a schedule's `initial_learning_rate` (`warmup_target` where it warms up).
+        sparse_update: what a `tf.IndexedSlices` gradient does. "exact": what the dense gradient would do.
+            "lazy": only the rows it names change, in the variable and its slots, by moments and decay
+            alike; the bias correction counts all steps. Repeated ids are summed first in both. "lazy"
+            cannot be combined with `gradient_accumulation_steps`.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -77,6 +81,7 @@ class AdamW(DecoupledDecay):
         exclude_from_weight_decay: Iterable[str] | None = None,
         weight_decay_mode: str = "learning_rate",
         peak_learning_rate: float | None = None,
+        sparse_update: str = "exact",
         name: str = "adamw",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -89,6 +94,7 @@ class AdamW(DecoupledDecay):
             exclude_from_weight_decay,
             weight_decay_mode,
             peak_learning_rate,
+            sparse_update,
             name,
             keras_arguments,
         )

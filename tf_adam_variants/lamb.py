@@ -39,12 +39,18 @@ class LAMB(AdamVariant):
         exclude_from_weight_decay: list of regular expressions, `re.search`ed in the variables' paths
             ("sequential/dense/kernel"): those that match do not decay. Saved with the configuration.
             Keras's method of the same name adds to it.
+        sparse_update: what a `tf.IndexedSlices` gradient does. "exact": what the dense gradient would do.
+            "lazy": only the rows it names change, in the variable and its slots, by moments and decay
+            alike; the bias correction counts all steps. Repeated ids are summed first in both. "lazy"
+            cannot be combined with `gradient_accumulation_steps`.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
             `gradient_accumulation_steps`; see `keras.optimizers.Optimizer`.
 
-    Norms are taken over the whole variable, in the type of its moments.
+    Norms are taken over the whole variable, in the type of its moments. With sparse_update="lazy" they
+    are taken over the rows that the gradient names: u is not defined elsewhere, and against |w| of the whole
+    table the step would grow with the number of rows that are not in the batch.
 
     Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
     half types and of the variable's own type otherwise; each variable has the slots "momentum" and
@@ -90,6 +96,7 @@ class LAMB(AdamVariant):
         trust_ratio_max: float | None = None,
         *,
         exclude_from_weight_decay: Iterable[str] | None = None,
+        sparse_update: str = "exact",
         name: str = "lamb",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -100,6 +107,7 @@ class LAMB(AdamVariant):
             epsilon,
             weight_decay=_checks.nonnegative("weight_decay", weight_decay),
             exclude_from_weight_decay=exclude_from_weight_decay,
+            sparse_update=sparse_update,
             name=name,
             keras_arguments=keras_arguments,
         )

@@ -32,6 +32,10 @@ class QHAdam(AdamVariant):
         epsilon: float >= 0, outside the root and after bias correction, in units of the gradient.
         exclude_from_weight_decay: as for `QHAdamW`, so that one set of arguments serves both; without
             weight decay there is nothing to exclude from.
+        sparse_update: what a `tf.IndexedSlices` gradient does. "exact": what the dense gradient would do.
+            "lazy": only the rows it names change, in the variable and its slots, by moments and decay
+            alike; the bias correction counts all steps. Repeated ids are summed first in both. "lazy"
+            cannot be combined with `gradient_accumulation_steps`.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -68,6 +72,7 @@ class QHAdam(AdamVariant):
         epsilon: float = 1e-8,
         *,
         exclude_from_weight_decay: Iterable[str] | None = None,
+        sparse_update: str = "exact",
         name: str = "qhadam",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -78,6 +83,7 @@ class QHAdam(AdamVariant):
             epsilon,
             weight_decay=None,
             exclude_from_weight_decay=exclude_from_weight_decay,
+            sparse_update=sparse_update,
             name=name,
             keras_arguments=keras_arguments,
         )
@@ -117,6 +123,10 @@ class QHAdamW(DecoupledDecay):
             the decay stays). "independent": 1.
         peak_learning_rate: float > 0, the peak for "schedule". By default the float given as learning
             rate, or a schedule's `initial_learning_rate` (`warmup_target` where it warms up).
+        sparse_update: what a `tf.IndexedSlices` gradient does. "exact": what the dense gradient would do.
+            "lazy": only the rows it names change, in the variable and its slots, by moments and decay
+            alike; the bias correction counts all steps. Repeated ids are summed first in both. "lazy"
+            cannot be combined with `gradient_accumulation_steps`.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -159,6 +169,7 @@ class QHAdamW(DecoupledDecay):
         exclude_from_weight_decay: Iterable[str] | None = None,
         weight_decay_mode: str = "learning_rate",
         peak_learning_rate: float | None = None,
+        sparse_update: str = "exact",
         name: str = "qhadamw",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -171,6 +182,7 @@ class QHAdamW(DecoupledDecay):
             exclude_from_weight_decay,
             weight_decay_mode,
             peak_learning_rate,
+            sparse_update,
             name,
             keras_arguments,
         )
