@@ -25,6 +25,7 @@ lint: $(VENV)/installed ## Style and types.
 
 bench: $(VENV)/installed ## Milliseconds a step and seconds to the first one, beside Keras.
 	$(BIN)/python examples/benchmark.py
+	$(BIN)/python examples/sparse_benchmark.py
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest

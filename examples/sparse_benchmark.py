@@ -1,0 +1,121 @@
+"""What a sparse gradient costs: milliseconds a step and peak memory, and how they grow with the table.
+
+    python examples/sparse_benchmark.py
+
+A step is `optimizer.apply` on one float32 table of width 64 and 8,192 ids drawn by a Zipf law, under
+`tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's AdamW with sparse_update
+"exact" and "lazy" and LAMB "lazy" take turns in one process (medians; "x Keras" is the ratio). Then the lazy
+step alone, on tables of 100,000 to 4,000,000 rows, each in a process of its own: how much memory the steps
+need beyond the table and its slots is the growth of the process's peak while they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import tf_adam_variants as tav
+
+WIDTH, IDS = 64, 8192
+SIZES = (100_000, 300_000, 1_000_000, 4_000_000)
+CONTESTANTS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
+    "keras Adam": keras.optimizers.Adam,
+    "tav.AdamW exact": tav.AdamW,
+    "tav.AdamW lazy": lambda: tav.AdamW(sparse_update="lazy"),
+    "tav.QHAdamW lazy": lambda: tav.QHAdamW(sparse_update="lazy"),
+    "tav.LAMB lazy": lambda: tav.LAMB(sparse_update="lazy"),
+}
+
+
+def gradient(rows: int) -> tuple[tf.IndexedSlices, int]:
+    """The slices, and how many different rows they name."""
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(rows)[np.minimum(rng.zipf(1.2, IDS) - 1, rows - 1)]
+    values = tf.constant(rng.normal(size=(IDS, WIDTH)), tf.float32)
+    return tf.IndexedSlices(values, tf.constant(ids), (rows, WIDTH)), len(set(ids))
+
+
+def prepare(optimizer: keras.optimizers.Optimizer, rows: int) -> Callable[[], None]:
+    table, slices = tf.Variable(tf.zeros((rows, WIDTH))), gradient(rows)[0]
+    optimizer.build([table])
+    return tf.function(lambda: optimizer.apply([slices], [table]))
+
+
+def milliseconds(step: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def alone(name: str, rows: int, rounds: int) -> dict[str, float]:
+    """One contestant on one table, in this process."""
+    milliseconds(prepare(CONTESTANTS[name](), 10))  # TensorFlow's own first-time costs
+    step = prepare(CONTESTANTS[name](), rows)
+    before = peak_mib()
+    times = [milliseconds(step) for _ in range(rounds)]
+    return {"ms": statistics.median(times[2:]), "mib": peak_mib() - before}
+
+
+def in_its_own_process(name: str, rows: int, rounds: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--alone", name, "--rows", str(rows), "--rounds", str(rounds)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--alone", choices=CONTESTANTS, help="only this one, and print its numbers as JSON")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(alone(options.alone, options.rows, options.rounds)))
+        return
+    console = Console(width=100)
+    console.print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs")
+    steps = {name: prepare(make(), options.rows) for name, make in CONTESTANTS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in track(range(options.rounds + 2), "side by side", console=console):
+        for name, step in steps.items():
+            times[name].append(milliseconds(step))
+    medians = {name: statistics.median(own[2:]) for name, own in times.items()}
+    rows, named = options.rows, gradient(options.rows)[1]
+    table = Table(title=f"{rows:,} x {WIDTH}, {IDS:,} ids that name {named:,} rows", box=None)
+    for heading in ("optimizer", "ms", "Keras x", "MiB beyond table and slots"):
+        table.add_column(heading, justify="left" if heading == "optimizer" else "right")
+    del steps
+    for name, ms in medians.items():
+        memory = in_its_own_process(name, rows, 5)["mib"]
+        table.add_row(name, f"{ms:.2f}", f"{medians['keras Adam'] / ms:.1f}", f"{memory:.0f}")
+    console.print(table)
+    growth = Table(title="the lazy AdamW step as the table grows", box=None)
+    for heading in ("rows", "table MiB", "ms", "MiB beyond table and slots"):
+        growth.add_column(heading, justify="right")
+    for rows in track(SIZES, "growing", console=console):
+        run = in_its_own_process("tav.AdamW lazy", rows, options.rounds)
+        growth.add_row(f"{rows:,}", f"{rows * WIDTH / 2**18:.0f}", f"{run['ms']:.2f}", f"{run['mib']:.0f}")
+    console.print(growth)
+
+
+if __name__ == "__main__":
+    main()
