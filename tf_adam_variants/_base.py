@@ -231,6 +231,8 @@ class AdamVariant(keras.optimizers.Optimizer):
             return
         variables = list(trainable_variables)
         self._check(grads, variables)
+        if not self.built:  # not below, where the slots' creation would wait for the ids
+            self.build(variables)
         # A wrong id anywhere stops the step before any variable is written.
         with tf.control_dependencies(_sparse.range_checks(grads, variables)):
             super().apply(self._without_repeated_ids(grads, variables), variables)
