@@ -40,7 +40,7 @@ class AdamVariant(keras.optimizers.Optimizer):
     Keras's and TensorFlow's private names that this class uses, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_clip_gradients`,
-    `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables`, `_iterations` and
+    `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables` and
     TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
     """
 
@@ -85,7 +85,6 @@ class AdamVariant(keras.optimizers.Optimizer):
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         self._undecayed_patterns = _checks.patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._undecayed_by_method: list[str] = []
-        self._undecayed_keys: frozenset[str] = frozenset()
         self._unloaded: dict[str, Any] | None = None
         self._slots_are_new = False
         self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
@@ -194,7 +193,6 @@ class AdamVariant(keras.optimizers.Optimizer):
                 "before the first step: which variables decay is fixed by then."
             )
         variables = list(var_list or ())
-        self._undecayed_keys = frozenset(self._var_key(variable) for variable in variables)
         names = _checks.patterns("var_names", var_names) or []
         self._undecayed_by_method = names + [_variables.exactly(variable) for variable in variables]
 
@@ -204,9 +202,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         return list(dict.fromkeys([*(self._undecayed_patterns or ()), *self._undecayed_by_method]))
 
     def _use_weight_decay(self, variable: Any) -> bool:
-        return self._var_key(variable) not in self._undecayed_keys and not _variables.matches(
-            self._all_undecayed_patterns() or (), variable
-        )
+        return not _variables.matches(self._all_undecayed_patterns() or (), variable)
 
     # -- one step ------------------------------------------------------------------------------------
 
