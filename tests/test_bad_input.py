@@ -67,12 +67,6 @@ def test_crossed_bounds():
         tav.LAMB(trust_ratio_min=2.0, trust_ratio_max=1.0)
 
 
-@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
-def test_lazy_does_not_accumulate(cls):
-    with pytest.raises(ValueError, match=r"sparse_update='lazy'.*gradient_accumulation_steps"):
-        cls(sparse_update="lazy", gradient_accumulation_steps=2)
-
-
 @pytest.mark.parametrize("value", [0.0, -1.0, NAN, "0.1"])
 def test_a_wrong_peak(value):
     with pytest.raises(ValueError, match="peak_learning_rate"):

@@ -77,16 +77,12 @@ class AdamVariant(keras.optimizers.Optimizer):
         self.beta_2 = _checks.beta("beta_2", beta_2)
         self.epsilon = _checks.nonnegative("epsilon", epsilon)
         self.sparse_update = _checks.one_of("sparse_update", sparse_update, ("exact", "lazy"))
-        if sparse_update == "lazy" and keras_arguments.get("gradient_accumulation_steps"):
-            raise ValueError(
-                "`sparse_update='lazy'` cannot be combined with `gradient_accumulation_steps`: an "
-                "accumulated gradient does not tell which rows were named. Use sparse_update='exact'"
-            )
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         self._undecayed_patterns = _checks.patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._undecayed_by_method: list[str] = []
         self._unloaded: dict[str, Any] | None = None
         self._slots_are_new = False
+        self._accumulated_slices: frozenset[Any] = frozenset()
         self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
 
     # -- state ---------------------------------------------------------------------------------------
@@ -251,7 +247,14 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     def _without_repeated_ids(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """Gradients whose slices name each row once: nothing is squared or clipped before they are summed."""
-        summed = _sparse.deduplicated if self.sparse_update == "lazy" else _sparse.dense
+        accumulates = self.gradient_accumulation_steps  # in whole gradients; `_update` finds the rows again
+        lazy = self.sparse_update == "lazy"
+        self._accumulated_slices = frozenset(
+            self._var_key(v)
+            for g, v in zip(grads, variables, strict=True)
+            if accumulates and lazy and isinstance(g, tf.IndexedSlices)
+        )
+        summed = _sparse.deduplicated if lazy and not accumulates else _sparse.dense
         return [
             summed(g, v.shape[0], _variables.state_type(v)) if isinstance(g, tf.IndexedSlices) else g
             for g, v in zip(grads, variables, strict=True)
@@ -323,8 +326,10 @@ class AdamVariant(keras.optimizers.Optimizer):
         m, v = self._momentums[index].value, self._velocities[index].value
         decay = None if index in self._undecayed else step.decay
         place: _sparse.Whole | _sparse.Rows = _sparse.Whole()
+        rows = variable.shape[0] if variable.shape else None
+        if self._var_key(variable) in self._accumulated_slices:
+            gradient = _sparse.nonzero(gradient, rows)
         if isinstance(gradient, tf.IndexedSlices):
-            rows = variable.shape[0]
             if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # all replicas' slices, strung together
                 gradient = _sparse.deduplicated(gradient, rows, dtype)
             place, gradient = _sparse.Rows(gradient.indices, rows), gradient.values

@@ -61,6 +61,16 @@ def deduplicated(slices: tf.IndexedSlices, rows: int, dtype: tf.DType) -> Slices
     return Slices(tf.math.unsorted_segment_sum(values, position, tf.shape(ids)[0]), unique)
 
 
+def nonzero(gradient: Any, rows: int) -> Slices:
+    """The rows of a gradient that are not all zeros, padded under XLA as above."""
+    rest = tuple(range(1, gradient.shape.rank))
+    named = tf.reduce_any(gradient != 0, axis=rest)
+    if not _kernels.in_xla():
+        ids = tf.where(named)[:, 0]
+        return Slices(tf.gather(gradient, ids), ids)
+    return Slices(gradient, tf.where(named, tf.range(rows, dtype=tf.int64), tf.constant(rows, tf.int64)))
+
+
 class Whole:
     """All of a variable."""
 

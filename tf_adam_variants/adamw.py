@@ -38,8 +38,10 @@ class AdamW(DecoupledDecay):
             rate, or a schedule's `initial_learning_rate` (`warmup_target` where it warms up).
         sparse_update: what a `tf.IndexedSlices` gradient does. "exact": what the dense gradient would do.
             "lazy": only the rows it names change, in the variable and its slots, by moments and decay
-            alike; the bias correction counts all steps. Repeated ids are summed first in both. "lazy"
-            cannot be combined with `gradient_accumulation_steps`.
+            alike; the bias correction counts all steps. Repeated ids are summed first in both. With
+            `gradient_accumulation_steps` the rows are those whose accumulated gradient is not all zeros.
+            Ids outside the table are an InvalidArgumentError and nothing is written; XLA
+            (`jit_compile=True`) has no errors, and there they name no row.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
