@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench test-oldest clean
+.PHONY: demo build test lint bench sanitize test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,10 @@ $(VENV)/installed: pyproject.toml setup.py
 demo: $(VENV)/installed ## Train on handwritten digits with five optimizers chosen by name; writes digits.png.
 	$(BIN)/python examples/digits.py --out digits.png
 
-test: $(VENV)/installed ## The whole test suite, with the examples in the docstrings.
+build: $(VENV)/installed ## The compiled op, into the user's cache.
+	$(BIN)/python -m tf_adam_variants.fused build
+
+test: build ## The whole test suite, with the examples in the docstrings.
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed ## Style and types.
@@ -23,13 +26,14 @@ lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed ## Milliseconds a step and seconds to the first one, beside Keras.
+bench: build ## Milliseconds a step and seconds to the first one, beside Keras.
 	$(BIN)/python examples/benchmark.py
 	$(BIN)/python examples/sparse_benchmark.py
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet tensorflow==2.18.0 keras==3.6.0 'numpy<2.1' --editable '.[test]'
+	.venv-oldest/bin/python -m tf_adam_variants.fused build
 	.venv-oldest/bin/python -m pytest -n 2
 
 clean: ## Remove what the targets above made.

@@ -42,7 +42,8 @@ CASES = [
     Case(tav.LAMB, oracle.lamb, {"trust_ratio_min": 0.3, "trust_ratio_max": 0.6}),
 ]
 
-MODES = ("eager", "graph", "xla")
+# How a step is run. "fused": by the compiled op, which must be built; the first two: without it.
+MODES = ("eager", "graph", "xla", "fused eager", "fused graph")
 
 PATHS = ("dense/kernel", "dense/bias", "norm/gamma", "out/kernel")
 SHAPES = ((5, 4), (4,), (4,), (2, 3, 2))
@@ -61,15 +62,19 @@ def variables(inits, dtype, paths=PATHS):
     return [tf.Variable(w, dtype=dtype, name=path) for w, path in zip(inits, paths, strict=True)]
 
 
+def compiled(mode, optimizer, step, **options):
+    """A function that runs a step in one of MODES."""
+    optimizer.fused = mode.startswith("fused")
+    if mode.endswith("eager"):
+        return step
+    return tf.function(step, jit_compile=mode == "xla", **options)
+
+
 def apply_in(mode, optimizer, weights):
     """A function of gradients that takes one step in one of MODES."""
     if not optimizer.built:
         optimizer.build(weights)
-
-    def step(grads):
-        optimizer.apply(grads, weights)
-
-    return step if mode == "eager" else tf.function(step, jit_compile=mode == "xla")
+    return compiled(mode, optimizer, lambda grads: optimizer.apply(grads, weights))
 
 
 def run(mode, optimizer, inits, grads, dtype=tf.float64, paths=PATHS):
@@ -90,3 +95,8 @@ def worst(history, expected):
         for step, expected_step in zip(history, expected, strict=True)
         for have, want in zip(step, expected_step, strict=True)
     )
+
+
+def address(variable):
+    """Where a variable's memory is."""
+    return np.asarray(memoryview(variable.read_value())).ctypes.data

@@ -43,7 +43,7 @@ WRONG = [
     ((tav.QHAdam, tav.LAMB), "weight_decay_mode", ["schedule"], "weight_decay_mode"),
     ((tav.QHAdam, tav.LAMB), "peak_learning_rate", [0.1], "peak_learning_rate"),
     (ALL, "sparse_update", ["dense", None, True], "'lazy'"),
-    (ALL, "fused", [True], "fused"),
+    (ALL, "fused", ["yes", None, 1], "'auto', True or False"),
     (ALL, "name", [3], "name"),
 ]
 ROWS = [

@@ -25,6 +25,7 @@ COMMON = {
     "loss_scale_factor": 2.0,
     "gradient_accumulation_steps": 4,
     "sparse_update": "exact",
+    "fused": "auto",
     "name": "mine",
 }
 DECAY = {"weight_decay": 0.5, "weight_decay_mode": "schedule", "peak_learning_rate": 0.75}
@@ -106,6 +107,7 @@ def test_the_other_clippings_come_back(clip):
 def test_lazy_comes_back(cls):
     again = cls.from_config(cls(sparse_update="lazy").get_config())
     assert again.sparse_update == "lazy"
+    assert cls.from_config(cls(fused=False).get_config()).fused is False
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

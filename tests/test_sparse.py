@@ -40,11 +40,10 @@ def trained(optimizer, table, steps, dtype=tf.float64, mode="graph", ids_dtype=t
     weights = tf.Variable(table, dtype=dtype, name="table")
     optimizer.build([weights])
 
-    def step(ids, values):
+    def apply(ids, values):
         optimizer.apply([tf.IndexedSlices(values, ids)], [weights])
 
-    if mode != "eager":
-        step = tf.function(step, jit_compile=mode == "xla", input_signature=signature)
+    step = cases.compiled(mode, optimizer, apply, **({"input_signature": signature} if signature else {}))
     history = []
     for ids, values in steps:
         step(tf.constant(ids, ids_dtype), tf.constant(values, dtype))
@@ -159,7 +158,7 @@ def test_lazy_leaves_other_rows_alone(case, mode):
         assert not np.array_equal(old[1], new[1])
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", [mode for mode in cases.MODES if mode != "xla"])
 @BOTH
 @pytest.mark.parametrize("bad", [-1, 5, 2**31 - 1])
 def test_ids_out_of_range_write_nothing(bad, how, mode):
@@ -186,7 +185,7 @@ def test_under_xla_ids_out_of_range_name_no_row(bad, how):
     assert not np.array_equal(tables[0].numpy()[0], [1, 1])
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("mode", [mode for mode in cases.MODES if not mode.endswith("eager")])
 @pytest.mark.parametrize("rows", [None, 7], ids=["dynamic", "static"])
 @BOTH
 def test_static_and_dynamic_numbers_of_slices(how, rows, mode):
@@ -325,15 +324,12 @@ def test_rows_are_written_in_place_and_read_without_a_copy():
     optimizer = tav.AdamW(sparse_update="lazy")
     optimizer.build([table])
 
-    def address():
-        return table.read_value().numpy().ctypes.data
-
     @tf.function
     def step():
         optimizer.apply([slices([1, 5, 1], np.ones((3, 4)), tf.float32)], [table])
 
     step()
-    before = address()
+    before = cases.address(table)
     step()
-    assert address() == before
-    assert address() == address()
+    assert cases.address(table) == before
+    assert cases.address(table) == cases.address(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypedDict
 
@@ -9,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_adam_variants import _checks, _formula, _kernels, _layout, _sparse, _variables
+from tf_adam_variants.fused import _library, _ops
 
 
 class KerasArguments(TypedDict, total=False):
@@ -39,9 +41,9 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     Keras's and TensorFlow's private names that this class uses, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
-    `_apply_weight_decay` (switched off: decay belongs to the formula), `_clip_gradients`,
-    `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables` and
-    TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
+    `_apply_weight_decay` (switched off: decay belongs to the formula), `_all_reduce_sum_gradients`,
+    `_clip_gradients`, `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
+    `_distribution_strategy` and TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
     """
 
     nu_1: float = 1.0
@@ -49,6 +51,7 @@ class AdamVariant(keras.optimizers.Optimizer):
     amsgrad: bool = False
     bias_correction: bool = True
     grad_averaging: bool = True
+    trust_ratio: bool = False
 
     # Constructor arguments of the subclass that are attributes of the same name.
     _hyperparameters: tuple[str, ...] = ()
@@ -62,6 +65,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         weight_decay: float | None,
         exclude_from_weight_decay: Iterable[str] | None,
         sparse_update: str,
+        fused: str | bool,
         name: str,
         keras_arguments: KerasArguments,
     ) -> None:
@@ -77,12 +81,17 @@ class AdamVariant(keras.optimizers.Optimizer):
         self.beta_2 = _checks.beta("beta_2", beta_2)
         self.epsilon = _checks.nonnegative("epsilon", epsilon)
         self.sparse_update = _checks.one_of("sparse_update", sparse_update, ("exact", "lazy"))
+        self.fused = _checks.auto_or_flag("fused", fused)
+        if fused is True and not _library.load():
+            raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         self._undecayed_patterns = _checks.patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._undecayed_by_method: list[str] = []
         self._unloaded: dict[str, Any] | None = None
         self._slots_are_new = False
         self._accumulated_slices: frozenset[Any] = frozenset()
+        self._gradient_scale: Any = None
+        self._unadapted: frozenset[int] = frozenset()
         self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
 
     # -- state ---------------------------------------------------------------------------------------
@@ -110,6 +119,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._undecayed = frozenset(
             i for i, variable in enumerate(variables) if not self._use_weight_decay(variable)
         )
+        self._devices = frozenset(_variables.device(variable) for variable in variables)
         self._slots_are_new = True
         self._finish_loading()
 
@@ -245,16 +255,30 @@ class AdamVariant(keras.optimizers.Optimizer):
                     f"{tuple(variable.shape)}. Received: a gradient of shape {_variables.shape(gradient)}"
                 )
 
+    def _fuses(self) -> bool:
+        """Whether the compiled op takes the step."""
+        if self.fused is False:
+            return False
+        reason = _ops.reason_against(self._devices)
+        if reason and self.fused is True:
+            raise ValueError(f"{self.name} has fused=True, but its op cannot be used here: {reason}")
+        return not reason
+
     def _without_repeated_ids(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """Gradients whose slices name each row once: nothing is squared or clipped before they are summed."""
-        accumulates = self.gradient_accumulation_steps  # in whole gradients; `_update` finds the rows again
-        lazy = self.sparse_update == "lazy"
-        self._accumulated_slices = frozenset(
-            self._var_key(v)
-            for g, v in zip(grads, variables, strict=True)
-            if accumulates and lazy and isinstance(g, tf.IndexedSlices)
-        )
-        summed = _sparse.deduplicated if lazy and not accumulates else _sparse.dense
+        summed = _sparse.deduplicated
+        accumulated = []
+        if self.gradient_accumulation_steps:  # in whole gradients; `_rows_of` finds the lazy rows again
+            summed = _sparse.dense
+            if self.sparse_update == "lazy":
+                pairs = zip(grads, variables, strict=True)
+                accumulated = [self._var_key(v) for g, v in pairs if isinstance(g, tf.IndexedSlices)]
+        elif self._fuses():
+            if not (self.clipnorm or self.clipvalue or self.global_clipnorm):
+                summed = _sparse.as_they_are  # the op sums them
+        elif self.sparse_update == "exact":
+            summed = _sparse.dense
+        self._accumulated_slices = frozenset(accumulated)
         return [
             summed(g, v.shape[0], _variables.state_type(v)) if isinstance(g, tf.IndexedSlices) else g
             for g, v in zip(grads, variables, strict=True)
@@ -262,6 +286,12 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         """Keras's clipping. Slices without repeated ids have the norm of the dense gradient."""
+        self._gradient_scale = None
+        if self.global_clipnorm and self._fuses():
+            # The norm in one pass, and its scale inside the step. An infinite norm gives NaN, as in Keras.
+            norm, most = _ops.global_norm(grads), self.global_clipnorm
+            self._gradient_scale = most / tf.maximum(norm, most) + (norm - norm)
+            return grads
         values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in grads]
         clipped = super()._clip_gradients(values)
         return [
@@ -277,9 +307,19 @@ class AdamVariant(keras.optimizers.Optimizer):
         """Update one variable. Keras's interface; a whole step shares its scalars instead."""
         self._update(variable, gradient, self._step(learning_rate, _variables.state_type(variable)))
 
+    def _all_reduce_sum_gradients(self, grads_and_vars: Iterable[Any]) -> Any:
+        """Keras's, but for one replica, where it would copy each gradient and keep the traced graph alive."""
+        if self._distribution_strategy.num_replicas_in_sync == 1:
+            return grads_and_vars
+        return super()._all_reduce_sum_gradients(grads_and_vars)
+
     def _distributed_tf_update_step(
         self, distribution: Any, grads_and_vars: Iterable[Any], learning_rate: Any
     ) -> None:
+        grads_and_vars = list(grads_and_vars)
+        if self._fuses():
+            self._fused_step(grads_and_vars, learning_rate)
+            return
         steps: dict[tf.DType, Step] = {}
         for gradient, variable in grads_and_vars:
             dtype = _variables.state_type(variable)
@@ -287,22 +327,64 @@ class AdamVariant(keras.optimizers.Optimizer):
                 steps[dtype] = self._step(learning_rate, dtype)
             distribution.extended.update(variable, self._update, args=(gradient, steps[dtype]), group=False)
 
+    def _fused_step(self, grads_and_vars: list[tuple[Any, Any]], learning_rate: Any) -> None:
+        """Update all variables by the compiled op."""
+        slots = [self._momentums, self._velocities, *([self._velocity_hats] if self.amsgrad else ())]
+        items = []
+        for gradient, variable in grads_and_vars:
+            index = self._get_variable_index(variable)
+            items.append(
+                _ops.Item(
+                    variable=variable,
+                    slots=[slot[index].value for slot in slots],
+                    gradient=self._rows_of(variable, gradient),
+                    decays=index not in self._undecayed,
+                    adapts=index not in self._unadapted,
+                )
+            )
+        numbers = self._scalars(tf.cast(learning_rate, tf.float64))
+        exact = self.sparse_update == "exact"
+        _ops.step(items, numbers, square=self.nu_2 != 1, trust_ratio=self.trust_ratio, exact=exact)
+        self._gradient_scale = None
+
+    def _scalars(self, rate: Any) -> _ops.Scalars:
+        """The compiled op's numbers."""
+        c = self._coefficients(rate, (self.beta_1, self.beta_2))
+        decay = self._decay(rate)
+        return _ops.Scalars(
+            gradient=0.0 if c.gradient is None else c.gradient,
+            momentum=c.momentum,
+            square=0.0 if c.square is None else c.square,
+            velocity=1.0 if c.velocity is None else c.velocity,
+            epsilon=c.epsilon,
+            fading_1=1 - self.beta_1,
+            share_1=1 - self.beta_1 if self.grad_averaging else 1.0,
+            share_2=1 - self.beta_2,
+            decay=0.0 if decay is None else decay,
+            scale=1.0 if self._gradient_scale is None else self._gradient_scale,
+            rate=rate,
+            ratio_min=0.0,
+            ratio_max=math.inf,
+        )
+
+    def _coefficients(self, rate: Any, betas: Iterable[float]) -> _formula.Coefficients:
+        corrections = [
+            _formula.bias_correction(b, self.iterations + 1) if self.bias_correction else 1.0 for b in betas
+        ]
+        return _formula.coefficients(
+            self._direction_rate(rate), self.nu_1, self.nu_2, self.epsilon, *corrections
+        )
+
     def _step(self, learning_rate: Any, dtype: tf.DType) -> Step:
         """This step's scalars: made in float64, used in the state's type."""
         rate = tf.cast(learning_rate, tf.float64)
         in_place = self._kernels_serve(dtype)
         betas = [_kernels.held_beta(b, dtype) if in_place else b for b in (self.beta_1, self.beta_2)]
-        corrections = [
-            _formula.bias_correction(b, self.iterations + 1) if self.bias_correction else 1.0 for b in betas
-        ]
-        c = _formula.coefficients(
-            self._direction_rate(rate), self.nu_1, self.nu_2, self.epsilon, *corrections
-        )
         decay = self._decay(rate)
         return Step(
             rate=tf.cast(rate, dtype),
             decay=None if decay is None else tf.cast(decay, dtype),
-            coefficients=c.cast(dtype),
+            coefficients=self._coefficients(rate, betas).cast(dtype),
             shares=(tf.constant(1 - self.beta_1, dtype), tf.constant(1 - self.beta_2, dtype)),
             betas=_kernels.Betas.of(self.beta_1, self.beta_2, dtype) if in_place else None,
         )
@@ -319,6 +401,12 @@ class AdamVariant(keras.optimizers.Optimizer):
         """The factor of w that a step subtracts, None where there is no decay."""
         return None
 
+    def _rows_of(self, variable: Any, gradient: Any) -> Any:
+        """The gradient, of which a lazy update takes the rows that are not zero where it was accumulated."""
+        if self._accumulated_slices and self._var_key(variable) in self._accumulated_slices:
+            return _sparse.nonzero(gradient, variable.shape[0])
+        return gradient
+
     def _update(self, variable: Any, gradient: Any, step: Step) -> None:
         """Update one variable and its slots, on one device."""
         dtype = _variables.state_type(variable)
@@ -326,10 +414,9 @@ class AdamVariant(keras.optimizers.Optimizer):
         m, v = self._momentums[index].value, self._velocities[index].value
         decay = None if index in self._undecayed else step.decay
         place: _sparse.Whole | _sparse.Rows = _sparse.Whole()
-        rows = variable.shape[0] if variable.shape else None
-        if self._var_key(variable) in self._accumulated_slices:
-            gradient = _sparse.nonzero(gradient, rows)
+        gradient = self._rows_of(variable, gradient)
         if isinstance(gradient, tf.IndexedSlices):
+            rows = variable.shape[0]
             if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # all replicas' slices, strung together
                 gradient = _sparse.deduplicated(gradient, rows, dtype)
             place, gradient = _sparse.Rows(gradient.indices, rows), gradient.values
@@ -365,6 +452,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         config |= {name: getattr(self, name) for name in self._hyperparameters}
         config["exclude_from_weight_decay"] = self._all_undecayed_patterns()
         config["sparse_update"] = self.sparse_update
+        config["fused"] = self.fused
         return config
 
 

@@ -42,6 +42,11 @@ def flag(name: str, value: Any) -> bool:
     return value if isinstance(value, bool) else _reject(name, value, "True or False")
 
 
+def auto_or_flag(name: str, value: Any) -> str | bool:
+    auto = isinstance(value, str) and value == "auto"
+    return value if auto or isinstance(value, bool) else _reject(name, value, "'auto', True or False")
+
+
 def text(name: str, value: Any) -> str:
     return value if isinstance(value, str) and value else _reject(name, value, "a string")
 

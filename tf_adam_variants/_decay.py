@@ -28,6 +28,7 @@ class DecoupledDecay(AdamVariant):
         weight_decay_mode: str,
         peak_learning_rate: float | None,
         sparse_update: str,
+        fused: str | bool,
         name: str,
         keras_arguments: KerasArguments,
     ) -> None:
@@ -39,6 +40,7 @@ class DecoupledDecay(AdamVariant):
             weight_decay=_checks.nonnegative("weight_decay", weight_decay),
             exclude_from_weight_decay=exclude_from_weight_decay,
             sparse_update=sparse_update,
+            fused=fused,
             name=name,
             keras_arguments=keras_arguments,
         )

@@ -36,6 +36,10 @@ def range_checks(grads: list[Any], variables: list[Any]) -> list[Any]:
     return [check for check in checks if check is not None]  # eagerly they have run already
 
 
+def as_they_are(slices: tf.IndexedSlices, rows: int, dtype: tf.DType) -> Slices:
+    return with_values(slices, slices.values)
+
+
 def dense(slices: tf.IndexedSlices, rows: int, dtype: tf.DType) -> Any:
     """The dense gradient that the slices add up to."""
     return tf.math.unsorted_segment_sum(tf.cast(slices.values, dtype), slices.indices, rows)

@@ -45,3 +45,8 @@ def state_type(variable: Any) -> tf.DType:
     """The type of a variable's moments, norms and arithmetic."""
     dtype = tf.as_dtype(variable.dtype)
     return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
+
+
+def device(variable: Any) -> str:
+    """Where it lives, as far as TensorFlow says: "/job:localhost/replica:0/task:0/device:CPU:0"."""
+    return (variable if hasattr(variable, "device") else variable.value).device

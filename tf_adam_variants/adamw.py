@@ -42,6 +42,9 @@ class AdamW(DecoupledDecay):
             `gradient_accumulation_steps` the rows are those whose accumulated gradient is not all zeros.
             Ids outside the table are an InvalidArgumentError and nothing is written; XLA
             (`jit_compile=True`) has no errors, and there they name no row.
+        fused: whether the compiled op takes the step. "auto": wherever it is built, loads and applies, see
+            `tf_adam_variants.fused`. True: a ValueError where it cannot. False: never. The attribute may be
+            set later and holds for the steps that are traced from then on.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -84,6 +87,7 @@ class AdamW(DecoupledDecay):
         weight_decay_mode: str = "learning_rate",
         peak_learning_rate: float | None = None,
         sparse_update: str = "exact",
+        fused: str | bool = "auto",
         name: str = "adamw",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -97,6 +101,7 @@ class AdamW(DecoupledDecay):
             weight_decay_mode,
             peak_learning_rate,
             sparse_update,
+            fused,
             name,
             keras_arguments,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Unpack
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from tf_adam_variants import _checks, _formula, _variables
 from tf_adam_variants._base import AdamVariant, KerasArguments, Step
+from tf_adam_variants.fused._ops import Scalars
 
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
@@ -45,6 +47,9 @@ class LAMB(AdamVariant):
             `gradient_accumulation_steps` the rows are those whose accumulated gradient is not all zeros.
             Ids outside the table are an InvalidArgumentError and nothing is written; XLA
             (`jit_compile=True`) has no errors, and there they name no row.
+        fused: whether the compiled op takes the step. "auto": wherever it is built, loads and applies, see
+            `tf_adam_variants.fused`. True: a ValueError where it cannot. False: never. The attribute may be
+            set later and holds for the steps that are traced from then on.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -74,6 +79,8 @@ class LAMB(AdamVariant):
         https://arxiv.org/abs/1904.00962 (algorithm 2)
     """
 
+    trust_ratio = True
+
     _hyperparameters = (
         "beta_1",
         "beta_2",
@@ -99,6 +106,7 @@ class LAMB(AdamVariant):
         *,
         exclude_from_weight_decay: Iterable[str] | None = None,
         sparse_update: str = "exact",
+        fused: str | bool = "auto",
         name: str = "lamb",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -110,6 +118,7 @@ class LAMB(AdamVariant):
             weight_decay=_checks.nonnegative("weight_decay", weight_decay),
             exclude_from_weight_decay=exclude_from_weight_decay,
             sparse_update=sparse_update,
+            fused=fused,
             name=name,
             keras_arguments=keras_arguments,
         )
@@ -142,6 +151,14 @@ class LAMB(AdamVariant):
 
     def _decay(self, learning_rate: Any) -> Any | None:
         return tf.constant(self.weight_decay, tf.float64) if self.weight_decay else None
+
+    def _scalars(self, rate: Any) -> Scalars:
+        low, high = self.trust_ratio_min, self.trust_ratio_max
+        return (
+            super()
+            ._scalars(rate)
+            ._replace(ratio_min=0.0 if low is None else low, ratio_max=math.inf if high is None else high)
+        )
 
     def _change(self, w: Any, d: Any, decay: Any | None, step: Step, index: int) -> Any:
         u = d if decay is None else d + decay * w

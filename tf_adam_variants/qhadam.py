@@ -38,6 +38,9 @@ class QHAdam(AdamVariant):
             `gradient_accumulation_steps` the rows are those whose accumulated gradient is not all zeros.
             Ids outside the table are an InvalidArgumentError and nothing is written; XLA
             (`jit_compile=True`) has no errors, and there they name no row.
+        fused: whether the compiled op takes the step. "auto": wherever it is built, loads and applies, see
+            `tf_adam_variants.fused`. True: a ValueError where it cannot. False: never. The attribute may be
+            set later and holds for the steps that are traced from then on.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -75,6 +78,7 @@ class QHAdam(AdamVariant):
         *,
         exclude_from_weight_decay: Iterable[str] | None = None,
         sparse_update: str = "exact",
+        fused: str | bool = "auto",
         name: str = "qhadam",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -86,6 +90,7 @@ class QHAdam(AdamVariant):
             weight_decay=None,
             exclude_from_weight_decay=exclude_from_weight_decay,
             sparse_update=sparse_update,
+            fused=fused,
             name=name,
             keras_arguments=keras_arguments,
         )
@@ -131,6 +136,9 @@ class QHAdamW(DecoupledDecay):
             `gradient_accumulation_steps` the rows are those whose accumulated gradient is not all zeros.
             Ids outside the table are an InvalidArgumentError and nothing is written; XLA
             (`jit_compile=True`) has no errors, and there they name no row.
+        fused: whether the compiled op takes the step. "auto": wherever it is built, loads and applies, see
+            `tf_adam_variants.fused`. True: a ValueError where it cannot. False: never. The attribute may be
+            set later and holds for the steps that are traced from then on.
         name: str.
         **keras_arguments: Keras's own `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
@@ -174,6 +182,7 @@ class QHAdamW(DecoupledDecay):
         weight_decay_mode: str = "learning_rate",
         peak_learning_rate: float | None = None,
         sparse_update: str = "exact",
+        fused: str | bool = "auto",
         name: str = "qhadamw",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -187,6 +196,7 @@ class QHAdamW(DecoupledDecay):
             weight_decay_mode,
             peak_learning_rate,
             sparse_update,
+            fused,
             name,
             keras_arguments,
         )

@@ -1,0 +1,116 @@
+// Compiled once for each set of instructions, with TFAV_SET naming it. Only the two functions at the end are
+// visible from outside, and nothing of the standard library is used: an inline function of it, compiled
+// here for a newer processor, could be the one that the linker keeps for the whole library.
+
+#include "loops.h"
+
+#include "half_types.h"
+
+#ifndef TFAV_SET
+#define TFAV_SET baseline
+#endif
+
+namespace tfav {
+namespace {
+
+constexpr int64_t kZeros = 1024;
+const double zeros[kZeros] = {};  // as a gradient of any type
+
+template <typename T, typename G, bool kSquare, bool kMaximum, Pass kPass>
+void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename StateOf<T>::type* __restrict v,
+             typename StateOf<T>::type* __restrict top, const G* __restrict g, int64_t size,
+             const Formula<typename StateOf<T>::type>& f, typename StateOf<T>::type decay,
+             typename StateOf<T>::type step, Norms* norms) {
+  using S = typename StateOf<T>::type;
+  const Formula<S> c = f;  // a copy that no store can change
+  double w_squares = 0, u_squares = 0;
+#pragma omp simd reduction(+ : w_squares, u_squares)
+  for (int64_t i = 0; i < size; ++i) {
+    const S weight = widened(w[i]);
+    S gradient = 0, first, second;
+    if (kPass == Pass::kApply) {  // LAMB's direction is made of the moments alone
+      first = m[i];
+      second = v[i];
+    } else {
+      gradient = S(widened(g[i])) * c.scale;
+      first = c.first(m[i], gradient);
+      second = c.second(v[i], gradient);
+      m[i] = first;
+      v[i] = second;
+    }
+    if (kMaximum) {
+      second = top[i] >= second ? top[i] : second;
+      top[i] = second;
+    }
+    const S u = c.template direction<kSquare>(gradient, first, second) + decayed(weight, decay);
+    if (kPass == Pass::kNorms) {
+      w_squares += double(weight) * double(weight);
+      u_squares += double(u) * double(u);
+    } else {
+      narrow(updated(weight, u, step), &w[i]);
+    }
+  }
+  if (kPass == Pass::kNorms) {
+    norms->w += w_squares;
+    norms->u += u_squares;
+  }
+}
+
+template <typename T, typename G, bool kSquare, bool kMaximum, Pass kPass>
+void loop(const Span& s, const Scalars& scalars, double decay, double step, Norms* norms) {
+  using S = typename StateOf<T>::type;
+  const Formula<S> f(scalars);
+  const int64_t most = s.g != nullptr ? s.size : kZeros;
+  for (int64_t i = 0; i < s.size; i += most) {
+    const int64_t size = s.size - i < most ? s.size - i : most;
+    const G* g = s.g != nullptr ? static_cast<const G*>(s.g) : reinterpret_cast<const G*>(zeros);
+    stretch<T, G, kSquare, kMaximum, kPass>(static_cast<T*>(s.w) + i, static_cast<S*>(s.m) + i,
+                                            static_cast<S*>(s.v) + i,
+                                            kMaximum ? static_cast<S*>(s.top) + i : nullptr, g, size, f,
+                                            S(decay), S(step), norms);
+  }
+}
+
+template <typename T, typename G>
+Loops chosen(bool square, bool maximum) {
+  return {square ? (maximum ? loop<T, G, true, true, Pass::kAdam> : loop<T, G, true, false, Pass::kAdam>)
+                 : (maximum ? loop<T, G, false, true, Pass::kAdam> : loop<T, G, false, false, Pass::kAdam>),
+          loop<T, G, false, false, Pass::kNorms>, loop<T, G, false, false, Pass::kApply>};
+}
+
+template <typename G>
+double squares(const void* gradient, int64_t size) {
+  const G* __restrict g = static_cast<const G*>(gradient);
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += double(widened(g[i])) * double(widened(g[i]));
+  return sum;
+}
+
+}  // namespace
+
+#define TFAV_JOIN_(name, set) name##_##set
+#define TFAV_JOIN(name, set) TFAV_JOIN_(name, set)
+
+Loops TFAV_JOIN(loops, TFAV_SET)(Type variable, Type gradient, bool square, bool maximum) {
+  switch (variable) {
+    case Type::kHalf:
+      return gradient == Type::kHalf ? chosen<Half, Half>(square, maximum) : chosen<Half, float>(square, maximum);
+    case Type::kBFloat16:
+      return gradient == Type::kBFloat16 ? chosen<BFloat16, BFloat16>(square, maximum)
+                                         : chosen<BFloat16, float>(square, maximum);
+    case Type::kFloat:
+      return chosen<float, float>(square, maximum);
+    default:
+      return chosen<double, double>(square, maximum);
+  }
+}
+
+SquaresLoop TFAV_JOIN(squares, TFAV_SET)(Type gradient) {
+  return gradient == Type::kHalf       ? squares<Half>
+         : gradient == Type::kBFloat16 ? squares<BFloat16>
+         : gradient == Type::kFloat    ? squares<float>
+                                       : squares<double>;
+}
+
+}  // namespace tfav

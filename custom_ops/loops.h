@@ -1,0 +1,54 @@
+// The innermost loops: a span of elements, one thread. Compiled once for each set of instructions (loops.cc).
+
+#ifndef TF_ADAM_VARIANTS_LOOPS_H_
+#define TF_ADAM_VARIANTS_LOOPS_H_
+
+#include <stdint.h>
+
+#include "adam_math.h"
+
+namespace tfav {
+
+enum class Type { kHalf, kBFloat16, kFloat, kDouble };
+
+// What one loop over a span does.
+enum class Pass {
+  kAdam,   // new moments, new weights
+  kNorms,  // LAMB 1: new moments; the squares of w and u, added up in float64
+  kApply,  // LAMB 2: new weights from the moments, where the direction is made once more
+};
+
+// A run of elements of one variable.
+struct Span {
+  void* w;
+  void* m;
+  void* v;
+  void* top;      // the largest v so far, or null
+  const void* g;  // null: zeros
+  int64_t size;
+  int variable;
+};
+
+struct Norms {
+  double w, u;  // squared
+};
+
+// decay, step: the variable's.
+using Loop = void (*)(const Span&, const Scalars&, double decay, double step, Norms*);
+// Adds up scale-free squares of gradients.
+using SquaresLoop = double (*)(const void* g, int64_t size);
+
+struct Loops {
+  Loop adam, norms, apply;
+};
+
+// The loops for a type of variables and of gradients (the variable's, or that of its moments), with or
+// without the g^2 of nu_2 != 1 under the root and the largest v of amsgrad. Chosen for this processor.
+Loops loops_for(Type variable, Type gradient, bool square, bool maximum);
+SquaresLoop squares_for(Type gradient);
+// The instructions that were chosen: "x86-64-v4", "x86-64-v3" or "baseline".
+const char* instruction_set();
+
+}  // namespace tfav
+
+#endif  // TF_ADAM_VARIANTS_LOOPS_H_

@@ -1,0 +1,135 @@
+// One step over any number of variables: their elements cut into spans, the spans into blocks of equal work,
+// the blocks taken by threads. Knows nothing of TensorFlow.
+//
+// Where the cuts are depends on the sizes alone, and norms are added up in the order of the spans: a step is
+// the same to the last bit for any number of threads.
+
+#ifndef TF_ADAM_VARIANTS_STEP_H_
+#define TF_ADAM_VARIANTS_STEP_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "adam_math.h"
+#include "loops.h"
+
+namespace tfav {
+
+// Runs f(0), ..., f(n - 1), at the same time where it can.
+using Parallel = std::function<void(int64_t n, const std::function<void(int64_t)>& f)>;
+
+constexpr int64_t kSpan = 16384;  // 256 KiB of float32 w, m, v, g: LAMB's second pass finds them in the cache
+
+// One variable in memory. top and g may be null, as in Span.
+struct Tensors {
+  char *w, *m, *v, *top;
+  const char* g;
+  int64_t size;
+  bool decays, adapts;
+};
+
+struct Sizes {
+  int64_t variable, state, gradient;  // of an element in bytes
+};
+
+class Plan {
+ public:
+  explicit Plan(const Sizes& sizes) : sizes_(sizes) {}
+
+  // Elements [begin, end) of a variable. g points to the gradient of element `begin`; null: zeros.
+  void add(const Tensors& t, int variable, int64_t begin, int64_t end, const char* g) {
+    for (; begin < end; begin += kSpan) {
+      const int64_t size = std::min(kSpan, end - begin);
+      spans_.push_back({t.w + begin * sizes_.variable, t.m + begin * sizes_.state,
+                        t.v + begin * sizes_.state, t.top ? t.top + begin * sizes_.state : nullptr, g, size,
+                        variable});
+      if (g != nullptr) g += size * sizes_.gradient;
+      filled_ += size + kOverhead;
+      if (filled_ >= kSpan) end_block();
+    }
+  }
+
+  // Runs f on every span, in blocks of about kSpan elements.
+  template <typename F>
+  void for_each(const Parallel& parallel, const F& f) {
+    if (filled_ > 0) end_block();
+    parallel(int64_t(blocks_.size()), [&](int64_t block) {
+      for (size_t i = block > 0 ? blocks_[block - 1] : 0; i < blocks_[block]; ++i) f(spans_[i], i);
+    });
+  }
+
+  const std::vector<Span>& spans() const { return spans_; }
+
+ private:
+  static constexpr int64_t kOverhead = 32;  // what beginning a span costs, in elements
+
+  void end_block() {
+    blocks_.push_back(spans_.size());
+    filled_ = 0;
+  }
+
+  Sizes sizes_;
+  std::vector<Span> spans_;
+  std::vector<size_t> blocks_;  // where each ends
+  int64_t filled_ = 0;
+};
+
+inline double decay_of(const Tensors& t, const Scalars& s) { return t.decays ? s.decay : 0.0; }
+
+// AdamW, QHAdam, QHAdamW.
+inline void adam(Plan& plan, const std::vector<Tensors>& variables, const Scalars& s, Loop loop,
+                 const Parallel& parallel) {
+  plan.for_each(parallel, [&](const Span& span, size_t) {
+    loop(span, s, decay_of(variables[span.variable], s), 1.0, nullptr);
+  });
+}
+
+// LAMB: the norms, then the step. A variable of one span takes both while it is in the cache.
+inline void lamb(Plan& plan, const std::vector<Tensors>& variables, const Scalars& s, const Loops& loops,
+                 const Parallel& parallel) {
+  const std::vector<Span>& spans = plan.spans();
+  const auto step_of = [&](const Tensors& t, const Norms& n) {
+    return t.adapts ? s.rate * trust_ratio(n.w, n.u, s) : s.rate;
+  };
+  const auto alone = [&](size_t i) {
+    return (i == 0 || spans[i - 1].variable != spans[i].variable) &&
+           (i + 1 == spans.size() || spans[i + 1].variable != spans[i].variable);
+  };
+  std::vector<Norms> norms(spans.size(), Norms{0, 0});
+  plan.for_each(parallel, [&](const Span& span, size_t i) {
+    const Tensors& t = variables[span.variable];
+    loops.norms(span, s, decay_of(t, s), 0.0, &norms[i]);
+    if (alone(i)) loops.apply(span, s, decay_of(t, s), step_of(t, norms[i]), nullptr);
+  });
+  std::vector<Norms> sums(variables.size(), Norms{0, 0});
+  bool done = true;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    sums[spans[i].variable].w += norms[i].w;
+    sums[spans[i].variable].u += norms[i].u;
+    done = done && alone(i);
+  }
+  if (done) return;
+  plan.for_each(parallel, [&](const Span& span, size_t i) {
+    const Tensors& t = variables[span.variable];
+    if (!alone(i)) loops.apply(span, s, decay_of(t, s), step_of(t, sums[span.variable]), nullptr);
+  });
+}
+
+// The sum of the squares of all gradients, in float64.
+inline double squares(const std::vector<Tensors>& gradients, int64_t element, SquaresLoop loop,
+                      const Parallel& parallel) {
+  Plan plan({0, 0, element});
+  for (size_t i = 0; i < gradients.size(); ++i) plan.add(gradients[i], int(i), 0, gradients[i].size, gradients[i].g);
+  std::vector<double> sums(plan.spans().size());
+  plan.for_each(parallel, [&](const Span& span, size_t i) { sums[i] = loop(span.g, span.size); });
+  double sum = 0;
+  for (double part : sums) sum += part;
+  return sum;
+}
+
+}  // namespace tfav
+
+#endif  // TF_ADAM_VARIANTS_STEP_H_

@@ -1,0 +1,508 @@
+"""The compiled library: found, built and loaded where it fits; a clear reason and nothing worse elsewhere."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import tomllib
+import zipfile
+
+import pytest
+import tensorflow as tf
+
+from tf_adam_variants import fused
+from tf_adam_variants.fused import __main__ as cli
+from tf_adam_variants.fused import _build, _library
+
+ROOT = pathlib.Path(__file__).parents[1]
+BUILD_IT = "python -m tf_adam_variants.fused build"
+
+
+def compiler():
+    try:
+        return _build.compiler()
+    except _build.BuildError:
+        return None
+
+
+needs_compiler = pytest.mark.skipif(not compiler(), reason="no C++ compiler")
+needs_setuptools = pytest.mark.skipif(
+    int(next((d.version for d in importlib.metadata.distributions(name="setuptools")), "0").split(".")[0])
+    < 77,
+    reason="no setuptools>=77",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loaded():
+    """What this process finds, it finds before a test sends it elsewhere."""
+    _library.load()
+
+
+def test_it_is_built_where_there_is_a_compiler():
+    assert fused.is_available() or not compiler(), f"{_library.reason()} Run it before the tests."
+
+
+# -- loading ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """An empty package and an empty cache, and the libraries that are opened there: told, not loaded."""
+    libraries = []
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "loops.cc").write_text("one")
+    monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_library, "_HERE", tmp_path / "package")
+    monkeypatch.setattr(_library, "sources", lambda: sources)
+    monkeypatch.setattr(_library, "_open", lambda library: libraries.append(library) or "ops")
+    return libraries
+
+
+def entry(folder, contents=b"a library", **changes):
+    """A library that fits but for these changes in its build.json."""
+    folder.mkdir(parents=True)
+    library = folder / _library.NAME
+    library.write_bytes(contents)
+    size, digest = _library.fingerprint(library)
+    build = _library.Build(
+        tf.__version__, sysconfig.get_platform(), _library.source_hash(), size, digest, "c++", "-O2", "now"
+    )
+    (folder / "build.json").write_text(json.dumps(build._replace(**changes)._asdict()))
+    return library
+
+
+def search():
+    """A search as a new process makes it."""
+    return _library._found.__wrapped__()
+
+
+def entry_in_cache(**changes):
+    return entry(_library.cache() / f"tf{tf.__version__}-0", **changes)
+
+
+def test_a_library_that_fits_is_loaded(opened):
+    library = entry_in_cache()
+    found = search()
+    assert (found.ops, found.library, found.reason) == ("ops", library, "")
+    assert opened == [library]
+
+
+def test_the_wheels_library_comes_first_and_then_the_newest(opened, tmp_path):
+    names = ["tf1.0-b", f"tf{tf.__version__}-c", f"tf{tf.__version__}-a", f"tf{tf.__version__}-b"]
+    libraries = [entry(_library.cache() / name) for name in names]
+    for age, library in enumerate(libraries):
+        os.utime(library.parent, (1000 - age, 1000 - age))
+    assert search().library == libraries[1]
+    assert search().library != entry(tmp_path / "package" / "lib", tensorflow="1.0")
+    shutil.rmtree(tmp_path / "package")
+    assert search().library != entry(tmp_path / "package" / "lib") == search().library
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensorflow": "1.15.0"}, f"built for TensorFlow 1.15.0; this is {tf.__version__}"),
+        ({"tensorflow": None}, "built for TensorFlow None"),
+        ({"platform": "linux-pdp11"}, "built for linux-pdp11"),
+        ({"sources": "0" * 64}, "other sources"),
+        ({"size": 1}, "not the file that was built"),
+        ({"sha256": "0" * 64}, "not the file that was built"),
+    ],
+)
+def test_a_library_that_does_not_fit_is_not_opened(opened, changes, message):
+    library = entry_in_cache(**changes)
+    found = search()
+    assert found.ops is None
+    assert message in found.reason
+    assert str(library.parent) in found.reason
+    assert BUILD_IT in found.reason
+    assert opened == []
+
+
+def test_a_library_of_sources_that_have_changed_since(opened):
+    entry_in_cache()
+    (_library.sources() / "loops.h").write_text("two")
+    assert "other sources" in search().reason
+    assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        (_library.NAME, b"a lib"),
+        (_library.NAME, b"another  "),
+        (_library.NAME, b""),
+        (_library.NAME, None),
+        ("build.json", b""),
+        ("build.json", b"{"),
+        ("build.json", b"[]"),
+        ("build.json", b"null"),
+        ("build.json", b"3"),
+        ("build.json", b"\xff\x00"),
+        ("build.json", b"[" * 200_000),
+        ("build.json", b'{"tensorflow": "2.0"}'),
+        ("build.json", None),
+    ],
+)
+def test_damage(opened, name, contents):
+    file = entry_in_cache().parent / name
+    file.unlink()
+    if contents is not None:
+        file.write_bytes(contents)
+    found = search()
+    assert found.ops is None
+    assert f"The compiled op in {file.parent} cannot be used" in found.reason
+    assert BUILD_IT in found.reason
+    assert opened == []
+
+
+def shared_object(tmp_path, code):
+    source, library = tmp_path / "some.cc", tmp_path / "some.so"
+    source.write_text(code)
+    subprocess.run([*compiler(), "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return library.read_bytes()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "ELF"),
+        (
+            "",
+            "it lacks tf_adam_variants_dense_step, tf_adam_variants_rows_step, tf_adam_variants_squared_norm",
+        ),
+        ("void nowhere(); void (*address)() = nowhere;", "undefined symbol"),
+    ],
+)
+def test_what_cannot_be_loaded(opened, monkeypatch, tmp_path, code, message):
+    monkeypatch.undo()
+    monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", str(tmp_path / "cache"))
+    entry_in_cache(contents=b"no library " * 1000 if code is None else shared_object(tmp_path, code))
+    found = search()
+    assert found.ops is None
+    assert message in found.reason
+    assert f"{BUILD_IT} --force" in found.reason
+
+
+def test_no_library_anywhere(opened):
+    found = search()
+    assert "is not built" in found.reason
+    assert str(_library.cache()) in found.reason
+    assert BUILD_IT in found.reason
+    _library.cache().write_text("a file")
+    assert "is not built" in search().reason
+
+
+def test_nobody_is_at_home(opened, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TF_ADAM_VARIANTS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pathlib.Path, "home", home)
+    assert "home directory" in search().reason
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    for name in ("TF_ADAM_VARIANTS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _library.cache() == tmp_path / ".cache" / "tf_adam_variants"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert _library.cache() == tmp_path / "x" / "tf_adam_variants"
+    monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", "~/y")
+    assert _library.cache() == tmp_path / "y"
+
+
+def test_many_threads_load_once(opened, monkeypatch):
+    entry_in_cache()
+    opening = _library._open
+    monkeypatch.setattr(_library, "_open", lambda library: time.sleep(0.1) or opening(library))
+    monkeypatch.setattr(_library, "_found", functools.cache(_library._found.__wrapped__))
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(_library.load())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == ["ops"] * 8
+    assert len(opened) == 1
+    assert _library.reason() == ""
+
+
+def test_importing_the_package_loads_nothing():
+    code = f"""
+import tf_adam_variants
+from tf_adam_variants.fused import _library
+assert _library._found.cache_info().misses == 0
+assert {_library.NAME!r} not in open("/proc/self/maps").read()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# -- building --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """An empty cache, and a $CXX that links by copying a file, which is not loaded unless it is given."""
+    monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", str(tmp_path / "cache"))
+
+    def make(linked=None, compiling=":"):
+        if linked is None:
+            monkeypatch.setattr(_build, "_TRY", "")
+        script = tmp_path / "stand-in-c++"
+        script.write_text(f"""#!/bin/sh
+for last; do :; done
+case "$*" in
+--version) echo "stand-in 1.0"; echo "of no value" ;;
+*-fsyntax-only*) ;;
+*-shared*) sleep 0.5; cp "{linked or __file__}" "$last" ;;
+*) {compiling} ;;
+esac
+""")
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+
+    return make
+
+
+def entries():
+    return sorted(path.name for path in _library.cache().iterdir()) if _library.cache().exists() else []
+
+
+def test_no_compiler(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/nowhere/c++ -g")
+    assert cli.main(["build"]) == 1
+    assert "CXX=/nowhere/c++ -g is not" in capsys.readouterr().err
+    assert "compiler: none" in fused.status()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    assert cli.main(["build"]) == 1
+    assert "no c++, g++ or clang++ on the PATH" in capsys.readouterr().err
+    assert not entries()
+
+
+def test_two_processes_build_at_once(stand_in):
+    stand_in()
+    code = "from tf_adam_variants.fused import _build; _build._TRY = ''; _build.build()"
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    (name,) = entries()
+    assert name.startswith(f"tf{tf.__version__}-")
+    for output in outputs:
+        assert str(_library.cache() / name / _library.NAME) in output
+    assert _library.checked(_library.cache() / name).compiler == "stand-in 1.0"
+
+
+def test_who_comes_second_takes_what_is_there(opened, tmp_path):
+    library = entry_in_cache(compiler="the first")
+    for number, force in enumerate((False, True)):
+        made = entry(tmp_path / str(number) / "made", compiler="the second").parent
+        _build._put(made, library.parent, force)
+        assert _library.checked(library.parent).compiler == ("the second" if force else "the first")
+        assert made.exists() != force
+
+
+def test_it_is_built_once_unless_forced(stand_in, capsys):
+    stand_in()
+    folder = _build.build()
+    before = (folder / _library.NAME).stat().st_ino
+    assert "linked" in capsys.readouterr().out
+    assert cli.main(["build"]) == 0
+    assert "Already built" in capsys.readouterr().out
+    assert (folder / _library.NAME).stat().st_ino == before
+    (folder / _library.NAME).write_bytes(b"cut off")
+    assert cli.main(["build"]) == 0
+    assert _library.checked(folder)
+    before = (folder / _library.NAME).stat().st_ino
+    assert cli.main(["build", "--force"]) == 0
+    assert (folder / _library.NAME).stat().st_ino != before
+    assert entries() == [folder.name]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("code", "message"), [(None, "ELF"), ("", "has no attribute")])
+def test_what_cannot_be_loaded_is_not_installed(stand_in, tmp_path, capsys, code, message):
+    library = tmp_path / "linked.so"
+    library.write_bytes(b"no library " * 1000 if code is None else shared_object(tmp_path, code))
+    stand_in(library)
+    assert cli.main(["build"]) == 1
+    assert message in capsys.readouterr().err
+    assert not entries()
+
+
+def test_a_compiler_that_fails(stand_in, capsys):
+    stand_in(compiling="echo 'loops.cc:1: error: nonsense' >&2; exit 3")
+    assert cli.main(["build"]) == 1
+    error = capsys.readouterr().err
+    assert "Exit status 3" in error
+    assert "stand-in-c++ -O" in error
+    assert "loops.cc:1: error: nonsense" in error
+    assert not entries()
+
+
+def test_sources_that_change_meanwhile(stand_in, monkeypatch, tmp_path, capsys):
+    shutil.copytree(_library.sources(), tmp_path / "sources")
+    monkeypatch.setattr(_library, "sources", lambda: tmp_path / "sources")
+    stand_in(compiling=f"echo >> {tmp_path / 'sources' / 'loops.h'}")
+    assert cli.main(["build"]) == 1
+    assert "have changed" in capsys.readouterr().err
+    assert not entries()
+
+
+@pytest.mark.parametrize("cache", ["{tmp_path}/file/cache", "/proc/cache", "{tmp_path}/read-only"])
+def test_a_cache_that_cannot_be_written(stand_in, monkeypatch, tmp_path, capsys, cache):
+    if cache.endswith("read-only") and os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    stand_in()
+    monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", cache.format(tmp_path=tmp_path))
+    assert cli.main(["build"]) == 1
+    assert "Set TF_ADAM_VARIANTS_CACHE" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_only_read(opened):
+    library = entry_in_cache()
+    library.parent.chmod(0o500)
+    _library.cache().chmod(0o500)
+    assert search().library == library
+    _library.cache().chmod(0o700)
+    library.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("machine", "accepts", "sets"),
+    [
+        ("x86_64", True, ["baseline", "v3", "v4"]),
+        ("x86_64", False, ["baseline"]),
+        ("aarch64", True, ["baseline"]),
+    ],
+)
+def test_what_is_compiled_for_which_processor(monkeypatch, machine, accepts, sets):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    units = _build._units(["true" if accepts else "false"])
+    loops = [unit for unit in units if unit[0] == "loops.cc"]
+    assert [flag[len("-DTFAV_SET=") :] for unit in loops for flag in unit if "TFAV_SET" in flag] == sets
+    marches = [flag for unit in units for flag in unit if flag.startswith("-march")]
+    levels = [f"-march=x86-64{'' if name == 'baseline' else '-' + name}" for name in sets]
+    assert marches == (levels if machine == "x86_64" else [])
+    assert any("-DTFAV_X86_LEVELS" in unit for unit in units) == (len(sets) > 1)
+    assert {unit[0] for unit in units} == {file.name for file in _library.sources().glob("*.cc")}
+
+
+# -- telling ---------------------------------------------------------------------------------------------
+
+
+def test_status(capsys):
+    assert cli.main(["status"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["available"] == "yes"
+    assert pathlib.Path(lines["library"]).is_file()
+    assert lines["TensorFlow"] == tf.__version__
+    assert "-O3" in lines["flags"]
+    assert lines["instruction set"] in ("baseline", "x86-64-v3", "x86-64-v4")
+    assert lines["cache"] == str(_library.cache())
+    assert lines["compiler"]
+
+
+def test_status_without_a_library(monkeypatch, capsys):
+    monkeypatch.setattr(_library, "_found", lambda: _library.Found(reason="It rains."))
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().out.startswith("available: no. It rains.\n")
+    assert not fused.is_available()
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("build", "status", "CXX", "TF_ADAM_VARIANTS_CACHE"):
+        assert word in text
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+
+
+# -- packaging -------------------------------------------------------------------------------------------
+
+
+def test_all_packages_and_sources_are_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert declared["package-dir"] == {"tf_adam_variants.fused.custom_ops": "custom_ops"}
+    packages = {str(file.parent.relative_to(ROOT)) for file in ROOT.glob("tf_adam_variants/**/__init__.py")}
+    assert {package.replace("/", ".") for package in packages} | set(declared["package-dir"]) == set(
+        declared["packages"]
+    )
+    patterns = declared["package-data"]["tf_adam_variants.fused.custom_ops"]
+    for file in (ROOT / "custom_ops").iterdir():
+        assert any(file.match(pattern) for pattern in patterns), file
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """Builds one from a source distribution that was built from a copy of the repository."""
+
+    def make(**environment):
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for name in ("tf_adam_variants", "custom_ops"):
+            shutil.copytree(ROOT / name, copy / name)
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, copy)
+        run = functools.partial(subprocess.run, check=True, cwd=copy, env=os.environ | environment)
+        run([sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('.')"])
+        (source,) = copy.glob("*.tar.gz")
+        pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
+        run([*pip, "-w", str(tmp_path), str(source)])
+        (made,) = tmp_path.glob("*.whl")
+        return made
+
+    return make
+
+
+@needs_setuptools
+def test_a_wheel_carries_the_sources(wheel):
+    made = wheel()
+    assert made.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(made) as files:
+        names = set(files.namelist())
+    for file in (ROOT / "custom_ops").iterdir():
+        assert f"tf_adam_variants/fused/custom_ops/{file.name}" in names
+    assert not [name for name in names if "/lib/" in name or name.startswith("custom_ops")]
+
+
+@needs_setuptools
+@needs_compiler
+def test_a_wheel_with_the_library(wheel, tmp_path):
+    made = wheel(TFAV_BUILD_OPS="1")
+    tag = sysconfig.get_platform().replace("-", "_")
+    assert made.name.endswith(f"+tf{tf.__version__}-py3-none-{tag}.whl")
+    with zipfile.ZipFile(made) as files:
+        files.extractall(tmp_path / "installed")
+    package = tmp_path / "installed" / "tf_adam_variants" / "fused"
+    code = f"""
+from tf_adam_variants.fused import _library
+assert str(_library.found().library) == {str(package / "lib" / _library.NAME)!r}, _library.reason()
+"""
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path / "installed"),
+        "TF_ADAM_VARIANTS_CACHE": "/nowhere",
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    (metadata,) = (tmp_path / "installed").glob("*.dist-info/METADATA")
+    assert f"Requires-Dist: tensorflow=={tf.__version__}\n" in metadata.read_text()

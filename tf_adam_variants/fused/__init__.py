@@ -1,0 +1,49 @@
+"""The compiled op: one pass over a model's variables instead of many. It is optional, and built by
+
+python -m tf_adam_variants.fused build
+"""
+
+from tf_adam_variants.fused import _library
+
+
+def is_available() -> bool:
+    """Whether the compiled op is built and can be loaded; it is loaded by this.
+
+    >>> is_available() in (True, False)
+    True
+    """
+    return _library.load() is not None
+
+
+def status() -> str:
+    """What there is of the compiled op and how it was built, or why it cannot be used; a line each.
+
+    >>> print(status())  # doctest: +ELLIPSIS
+    available: ...
+    TensorFlow: 2...
+    cache: ...
+    """
+    import ctypes
+
+    import tensorflow as tf
+
+    from tf_adam_variants.fused import _build
+
+    ops, library, build, reason = _library.found()
+    lines = {"available": "yes" if ops else f"no. {reason}"}
+    if build is not None:
+        instruction_set = ctypes.CDLL(str(library)).tfav_instruction_set
+        instruction_set.restype = ctypes.c_char_p
+        lines |= {
+            "library": str(library),
+            "built": f"{build.time} by {build.compiler}",
+            "flags": build.flags,
+            "instruction set": instruction_set().decode(),
+        }
+    lines |= {"TensorFlow": tf.__version__, "cache": str(_library.cache())}
+    try:
+        command = _build.compiler()
+        lines["compiler"] = f"{' '.join(command)}, {_build.version(command)}"
+    except (RuntimeError, OSError) as error:
+        lines["compiler"] = f"none. {error}"
+    return "\n".join(f"{name}: {text}" for name, text in lines.items())

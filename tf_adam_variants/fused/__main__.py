@@ -1,0 +1,42 @@
+"""`python -m tf_adam_variants.fused build` and `... status`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tf_adam_variants import fused
+from tf_adam_variants.fused import _build
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tf_adam_variants.fused",
+        description="The compiled op of tf_adam_variants: build it for the installed TensorFlow, or say what "
+        "there is.",
+        epilog="CXX: the C++ compiler, if not c++, g++ or clang++ on the PATH. TF_ADAM_VARIANTS_CACHE: where "
+        "libraries are kept, if not in tf_adam_variants in XDG_CACHE_HOME or ~/.cache.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    about = "Compile the op, which takes half a minute, into the cache, where optimizers find it."
+    build = commands.add_parser("build", help="compile the op", description=about)
+    build.add_argument("--force", action="store_true", help="even if it is built already")
+    about = "Say whether the op can be used, how it was built, or why not. The exit status is 1 if it cannot."
+    commands.add_parser("status", help="say whether it can be used", description=about)
+    parsed = parser.parse_args(arguments)
+
+    if parsed.command == "status":
+        print(fused.status())
+        return 0 if fused.is_available() else 1
+    try:
+        _build.build(force=parsed.force)
+    except (RuntimeError, OSError) as error:
+        print(f"Not built. {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The compiled library: where it may be, whether it fits, and loading it once.
+
+A library is a folder with a shared object and a `build.json` that says what it was made of. Nothing is read
+before `load()` is called, and nothing is loaded that is damaged or was built for another TensorFlow or from
+other sources.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sysconfig
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+NAME = "tf_adam_variants_ops.so"
+OPS = ("tf_adam_variants_dense_step", "tf_adam_variants_rows_step", "tf_adam_variants_squared_norm")
+
+_HERE = Path(__file__).parent
+_lock = threading.Lock()
+
+
+class Build(NamedTuple):
+    """What build.json holds."""
+
+    tensorflow: str
+    platform: str
+    sources: str
+    size: int
+    sha256: str
+    compiler: str
+    flags: str
+    time: str
+
+
+class Found(NamedTuple):
+    """What a search came to: a library that is loaded, or the reason why there is none."""
+
+    ops: Any = None
+    library: Path | None = None
+    build: Build | None = None
+    reason: str = ""
+
+
+def load() -> Any:
+    """The module of the ops, or None where there is no library that can be used."""
+    return found().ops
+
+
+def reason() -> str:
+    """Why `load()` returns None and what to do about it; '' where it does not."""
+    return found().reason
+
+
+def found() -> Found:
+    """The library of this process, searched for at the first call."""
+    with _lock:
+        return _found()
+
+
+def sources() -> Path:
+    """The folder of the C++ sources: a wheel has them inside the package, a checkout beside it."""
+    inside = _HERE / "custom_ops"
+    return inside if inside.is_dir() else _HERE.parents[1] / "custom_ops"
+
+
+def source_hash() -> str:
+    """A hash of the C++ sources."""
+    digest = hashlib.sha256()
+    for file in sorted(sources().iterdir()):
+        if file.suffix in (".h", ".cc", ".cu"):
+            contents = file.read_bytes()
+            digest.update(f"{file.name} {len(contents)}\n".encode() + contents)
+    return digest.hexdigest()
+
+
+def fingerprint(library: Path) -> tuple[int, str]:
+    """A file's size and hash."""
+    contents = library.read_bytes()
+    return len(contents), hashlib.sha256(contents).hexdigest()
+
+
+def cache() -> Path:
+    """The folder of the libraries that were built on this machine, each in a folder of its own."""
+    if chosen := os.environ.get("TF_ADAM_VARIANTS_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tf_adam_variants"
+
+
+def checked(folder: Path) -> Build:
+    """What build.json says of the library beside it. ValueError unless that fits and is whole."""
+    try:
+        build = Build(**json.loads((folder / "build.json").read_text()))
+        if build.tensorflow != tf.__version__:
+            raise ValueError(f"it was built for TensorFlow {build.tensorflow}; this is {tf.__version__}")
+        if build.platform != sysconfig.get_platform():
+            raise ValueError(f"it was built for {build.platform}; this is {sysconfig.get_platform()}")
+        if build.sources != source_hash():
+            raise ValueError(f"it was built from other sources than those in {sources()}")
+        if fingerprint(folder / NAME) != (
+            build.size,
+            build.sha256,
+        ):  # one that is cut off crashes who loads it
+            raise ValueError("it is not the file that was built: cut off or overwritten")
+    except (OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"it cannot be read or its build.json is malformed ({error})") from error
+    return build
+
+
+@functools.cache
+def _found() -> Found:
+    command = "`python -m tf_adam_variants.fused build"
+    problems = []
+    try:
+        for folder in _folders():
+            try:
+                build = checked(folder)
+                return Found(_open(folder / NAME), folder / NAME, build)
+            except Exception as error:  # whatever is wrong with it, training goes on without
+                problems.append(
+                    f"The compiled op in {folder} cannot be used: {error}. {command} --force` builds it anew."
+                )
+        nothing = f"The compiled op is not built: there is none in {cache()}. {command}` builds it."
+    except Exception as error:
+        nothing = f"The compiled op cannot be searched for: {error}. {command}` builds it."
+    return Found(reason=(problems or [nothing])[0])
+
+
+def _folders() -> list[Path]:
+    """Where libraries are: the wheel's own, then those for this TensorFlow in the cache, the newest first."""
+
+    def promise(folder: Path) -> tuple[bool, float]:
+        return folder.name.startswith(f"tf{tf.__version__}-"), folder.stat().st_mtime
+
+    cached = sorted(cache().glob("tf*"), key=promise, reverse=True)
+    return [folder for folder in (_HERE / "lib", *cached) if folder.is_dir()]
+
+
+def _open(library: Path) -> Any:
+    ops = tf.load_op_library(str(library))
+    if missing := [name for name in OPS if not hasattr(ops, name)]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return ops
