@@ -23,6 +23,10 @@ using Parallel = std::function<void(int64_t n, const std::function<void(int64_t)
 
 constexpr int64_t kSpan = 16384;  // 256 KiB of float32 w, m, v, g: LAMB's second pass finds them in the cache
 
+// LAMB's two passes are made over variables of about so many elements together: their w, m and v are still in the
+// last level of the cache when the second begins.
+constexpr int64_t kTogether = 1 << 20;
+
 // One variable in memory. top and g may be null, as in Span.
 struct Tensors {
   char *w, *m, *v, *top;
@@ -47,6 +51,7 @@ class Plan {
                         t.v + begin * sizes_.state, t.top ? t.top + begin * sizes_.state : nullptr, g, size,
                         variable});
       if (g != nullptr) g += size * sizes_.gradient;
+      elements_ += size;
       filled_ += size + kOverhead;
       if (filled_ >= kSpan) end_block();
     }
@@ -62,6 +67,7 @@ class Plan {
   }
 
   const std::vector<Span>& spans() const { return spans_; }
+  int64_t elements() const { return elements_; }
 
  private:
   static constexpr int64_t kOverhead = 32;  // what beginning a span costs, in elements
@@ -74,7 +80,7 @@ class Plan {
   Sizes sizes_;
   std::vector<Span> spans_;
   std::vector<size_t> blocks_;  // where each ends
-  int64_t filled_ = 0;
+  int64_t filled_ = 0, elements_ = 0;
 };
 
 inline double decay_of(const Tensors& t, const Scalars& s) { return t.decays ? s.decay : 0.0; }

@@ -203,9 +203,7 @@ class Locked {
     Tensor* tensor = vars_[i]->tensor();
     if (!tensor->RefCountIsOne()) {
       Tensor copy;
-      AllocatorAttributes attributes;
-      attributes.set_nic_compatible(true);
-      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy, attributes));
+      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
       memcpy(copy.data(), tensor->data(), tensor->TotalBytes());
       *tensor = copy;
     }
@@ -300,13 +298,18 @@ class DenseStep : public Step<T, G> {
       OP_REQUIRES_OK(ctx, this->CheckOne(vars, i, n_, &shape));
     }
     std::vector<tfav::Tensors> t(n_);
-    tfav::Plan plan({sizeof(T), sizeof(typename Step<T, G>::S), sizeof(G)});
+    const tfav::Sizes sizes{sizeof(T), sizeof(typename Step<T, G>::S), sizeof(G)};
+    tfav::Plan plan(sizes);
     for (int i = 0; i < n_; ++i) {
       OP_REQUIRES_OK(ctx, this->TensorsOf(ctx, &vars, i, n_, &t[i]));
       t[i].g = static_cast<const char*>(ctx->input(gradients + i).data());
       t[i].decays = decays_[i];
       t[i].adapts = adapts_[i];
       plan.add(t[i], i, 0, t[i].size, t[i].g);
+      if (this->trust_ratio_ && plan.elements() >= tfav::kTogether) {
+        this->Run(ctx, plan, t, s, this->loops_);
+        plan = tfav::Plan(sizes);
+      }
     }
     this->Run(ctx, plan, t, s, this->loops_);
   }

@@ -3,15 +3,18 @@
     python examples/sparse_benchmark.py
 
 A step is `optimizer.apply` on one float32 table of width 64 and 8,192 ids drawn by a Zipf law, under
-`tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's AdamW with sparse_update
-"exact" and "lazy" and LAMB "lazy" take turns in one process (medians; "x Keras" is the ratio). Then the lazy
-step alone, on tables of 100,000 to 4,000,000 rows, each in a process of its own: how much memory the steps
-need beyond the table and its slots is the growth of the process's peak while they run.
+`tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's optimizers with sparse_update
+"exact" and "lazy", pure (fused=False) and, where the compiled op is built, fused, and torch.optim.SparseAdam,
+where PyTorch is installed (lazy, without decay), take turns in one process (medians; "Keras x" is the ratio).
+Then the lazy AdamW step alone, on tables of 100,000 to 4,000,000 rows, each in a process of its own: how much
+memory the steps need beyond the table and its slots is the growth of the process's peak while they run.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import itertools
 import json
 import os
 import statistics
@@ -19,6 +22,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
@@ -31,15 +36,14 @@ from rich.table import Table
 
 import tf_adam_variants as tav
 
+try:
+    import torch
+except ImportError:
+    torch = None
+
 WIDTH, IDS = 64, 8192
 SIZES = (100_000, 300_000, 1_000_000, 4_000_000)
-CONTESTANTS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-    "keras Adam": keras.optimizers.Adam,
-    "tav.AdamW exact": tav.AdamW,
-    "tav.AdamW lazy": lambda: tav.AdamW(sparse_update="lazy"),
-    "tav.QHAdamW lazy": lambda: tav.QHAdamW(sparse_update="lazy"),
-    "tav.LAMB lazy": lambda: tav.LAMB(sparse_update="lazy"),
-}
+Step = Callable[[], Any]
 
 
 def gradient(rows: int) -> tuple[tf.IndexedSlices, int]:
@@ -50,13 +54,38 @@ def gradient(rows: int) -> tuple[tf.IndexedSlices, int]:
     return tf.IndexedSlices(values, tf.constant(ids), (rows, WIDTH)), len(set(ids))
 
 
-def prepare(optimizer: keras.optimizers.Optimizer, rows: int) -> Callable[[], None]:
-    table, slices = tf.Variable(tf.zeros((rows, WIDTH))), gradient(rows)[0]
+def prepare(make: Callable[[], keras.optimizers.Optimizer], rows: int) -> Step:
+    optimizer, table, slices = make(), tf.Variable(tf.zeros((rows, WIDTH))), gradient(rows)[0]
     optimizer.build([table])
     return tf.function(lambda: optimizer.apply([slices], [table]))
 
 
-def milliseconds(step: Callable[[], None]) -> float:
+def prepare_torch(rows: int) -> Step:
+    torch.set_num_threads(os.cpu_count())
+    table, slices = torch.zeros((rows, WIDTH), requires_grad=True), gradient(rows)[0]
+    ids, values = (torch.tensor(tensor.numpy()) for tensor in (slices.indices, slices.values))
+    table.grad = torch.sparse_coo_tensor(ids[None], values, (rows, WIDTH), check_invariants=False)
+    optimizer = torch.optim.SparseAdam([table])
+    slots = {name: torch.zeros_like(table) for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[table] = {"step": 0, **slots}  # else the first step makes them
+    return optimizer.step
+
+
+def contestants() -> dict[str, Callable[[int], Step]]:
+    """Those that can run here, by name: the rows of the table -> a step."""
+    found = {"keras Adam": partial(prepare, keras.optimizers.Adam)}
+    for fused in (False, True) if tav.fused.is_available() else (False,):
+        how = "fused" if fused else "pure"
+        found[f"tav.AdamW exact, {how}"] = partial(prepare, partial(tav.AdamW, fused=fused))
+        for ours in tav.AdamW, tav.QHAdamW, tav.LAMB:
+            make = partial(ours, sparse_update="lazy", fused=fused)
+            found[f"tav.{ours.__name__} lazy, {how}"] = partial(prepare, make)
+    if torch:
+        found["torch SparseAdam"] = prepare_torch
+    return found
+
+
+def milliseconds(step: Step) -> float:
     begin = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - begin)
@@ -70,8 +99,10 @@ def mib(what: str) -> float:
 
 def alone(name: str, rows: int, rounds: int) -> dict[str, float]:
     """One contestant on one table, in this process."""
-    milliseconds(prepare(CONTESTANTS[name](), 10))  # TensorFlow's own first-time costs
-    step = prepare(CONTESTANTS[name](), rows)
+    make = contestants()[name]
+    milliseconds(make(10))  # TensorFlow's own first-time costs
+    step = make(rows)
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the step would get
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")  # Linux: the peak begins anew
     before = mib("VmRSS")
@@ -88,7 +119,7 @@ def in_its_own_process(name: str, rows: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--alone", choices=CONTESTANTS, help="only this one, and print its numbers as JSON")
+    parser.add_argument("--alone", help="only this one, and print its numbers as JSON")
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
     if options.alone:
@@ -96,7 +127,7 @@ def main() -> None:
         return
     console = Console(width=100)
     console.print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs")
-    steps = {name: prepare(make(), options.rows) for name, make in CONTESTANTS.items()}
+    steps = {name: make(options.rows) for name, make in contestants().items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in track(range(options.rounds + 2), "side by side", console=console):
         for name, step in steps.items():
@@ -112,11 +143,13 @@ def main() -> None:
         table.add_row(name, f"{ms:.2f}", f"{medians['keras Adam'] / ms:.1f}", f"{memory:.0f}")
     console.print(table)
     growth = Table(title="the lazy AdamW step as the table grows", box=None)
-    for heading in ("rows", "table MiB", "ms", "MiB beyond table and slots"):
+    for heading in ("rows", "table MiB", "optimizer", "ms", "MiB beyond table and slots"):
         growth.add_column(heading, justify="right")
-    for rows in track(SIZES, "growing", console=console):
-        run = in_its_own_process("tav.AdamW lazy", rows, options.rounds)
-        growth.add_row(f"{rows:,}", f"{rows * WIDTH / 2**18:.0f}", f"{run['ms']:.2f}", f"{run['mib']:.0f}")
+    names = [name for name in medians if name.startswith("tav.AdamW lazy")]
+    for rows, name in track(list(itertools.product(SIZES, names)), "growing", console=console):
+        run = in_its_own_process(name, rows, options.rounds)
+        numbers = f"{run['ms']:.2f}", f"{run['mib']:.0f}"
+        growth.add_row(f"{rows:,}", f"{rows * WIDTH / 2**18:.0f}", name, *numbers)
     console.print(growth)
 
 

@@ -279,8 +279,12 @@ class AdamVariant(keras.optimizers.Optimizer):
         elif self.sparse_update == "exact":
             summed = _sparse.dense
         self._accumulated_slices = frozenset(accumulated)
+        # TensorFlow adds up replicas' dense gradients in one operation, which wants them in one type.
+        as_given = summed is _sparse.dense and tf.distribute.get_strategy().num_replicas_in_sync > 1
         return [
-            summed(g, v.shape[0], _variables.state_type(v)) if isinstance(g, tf.IndexedSlices) else g
+            summed(g, v.shape[0], g.dtype if as_given else _variables.state_type(v))
+            if isinstance(g, tf.IndexedSlices)
+            else g
             for g, v in zip(grads, variables, strict=True)
         ]
 
@@ -329,14 +333,13 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     def _fused_step(self, grads_and_vars: list[tuple[Any, Any]], learning_rate: Any) -> None:
         """Update all variables by the compiled op."""
-        slots = [self._momentums, self._velocities, *([self._velocity_hats] if self.amsgrad else ())]
         items = []
         for gradient, variable in grads_and_vars:
             index = self._get_variable_index(variable)
             items.append(
                 _ops.Item(
                     variable=variable,
-                    slots=[slot[index].value for slot in slots],
+                    slots=self._slots_of(variable),
                     gradient=self._rows_of(variable, gradient),
                     decays=index not in self._undecayed,
                     adapts=index not in self._unadapted,
@@ -401,6 +404,12 @@ class AdamVariant(keras.optimizers.Optimizer):
         """The factor of w that a step subtracts, None where there is no decay."""
         return None
 
+    def _slots_of(self, variable: Any) -> list[Any]:
+        """Momentum, velocity and, with amsgrad, the largest velocity."""
+        index = self._get_variable_index(variable)
+        kinds = [self._momentums, self._velocities, *([self._velocity_hats] if self.amsgrad else ())]
+        return [slots[index].value for slots in kinds]
+
     def _rows_of(self, variable: Any, gradient: Any) -> Any:
         """The gradient, of which a lazy update takes the rows that are not zero where it was accumulated."""
         if self._accumulated_slices and self._var_key(variable) in self._accumulated_slices:
@@ -411,7 +420,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         """Update one variable and its slots, on one device."""
         dtype = _variables.state_type(variable)
         index = self._get_variable_index(variable)
-        m, v = self._momentums[index].value, self._velocities[index].value
+        m, v, *v_hat = (_variables.beside(variable, slot) for slot in self._slots_of(variable))
         decay = None if index in self._undecayed else step.decay
         place: _sparse.Whole | _sparse.Rows = _sparse.Whole()
         gradient = self._rows_of(variable, gradient)
@@ -432,9 +441,8 @@ class AdamVariant(keras.optimizers.Optimizer):
         place.write(m, new_m)
         place.write(v, new_v)
         if self.amsgrad:
-            v_hat = self._velocity_hats[index].value
-            new_v = tf.maximum(new_v, place.read(v_hat))
-            place.write(v_hat, new_v)
+            new_v = tf.maximum(new_v, place.read(v_hat[0]))
+            place.write(v_hat[0], new_v)
         d = place.real(_formula.direction(g, new_m, new_v, step.coefficients))
         change = self._change(w, d, decay, step, index)
         if dtype == variable.dtype:

@@ -50,3 +50,11 @@ def state_type(variable: Any) -> tf.DType:
 def device(variable: Any) -> str:
     """Where it lives, as far as TensorFlow says: "/job:localhost/replica:0/task:0/device:CPU:0"."""
     return (variable if hasattr(variable, "device") else variable.value).device
+
+
+def beside(variable: Any, slot: Any) -> Any:
+    """Of a slot's copies, one on each replica's device, that beside this copy of its variable."""
+    if not isinstance(slot, tf.distribute.DistributedValues):
+        return slot
+    copies = tf.distribute.get_strategy().experimental_local_results(slot)
+    return next(copy for copy in copies if copy.device == variable.device)
