@@ -30,6 +30,23 @@ bench: build ## Milliseconds a step and seconds to the first one, beside Keras.
 	$(BIN)/python examples/benchmark.py
 	$(BIN)/python examples/sparse_benchmark.py
 
+CXX ?= g++
+CHECKED = $(CXX) -std=c++17 -Wall -Wextra -O1 -g -fno-omit-frame-pointer -fopenmp-simd -fno-math-errno \
+	-fno-trapping-math -ffp-contract=fast -fno-sanitize-recover=all -pthread
+LEVELS = $(if $(filter x86_64,$(shell uname -m)),v3 v4)
+
+sanitize: ## The compiled op's kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+	@set -e; for checks in address,undefined thread; do \
+		made=$$(mktemp -d); echo "== $$checks"; \
+		for set in baseline $(LEVELS); do \
+			march=$$(test $$set = baseline || echo -march=x86-64-$$set); \
+			$(CHECKED) -fsanitize=$$checks $$march -DTFAV_SET=$$set -c custom_ops/loops.cc -o $$made/$$set.o; \
+		done; \
+		$(CHECKED) -fsanitize=$$checks $(if $(LEVELS),-DTFAV_X86_LEVELS) custom_ops/check.cc \
+			custom_ops/dispatch.cc $$made/*.o -o $$made/check; \
+		$$made/check; rm -r $$made; \
+	done
+
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet tensorflow==2.18.0 keras==3.6.0 'numpy<2.1' --editable '.[test]'

@@ -28,7 +28,7 @@ void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename 
   for (int64_t i = 0; i < size; ++i) {
     const S weight = widened(w[i]);
     S gradient = 0, first, second;
-    if (kPass == Pass::kApply) {  // LAMB's direction is made of the moments alone
+    if (kPass == Pass::kApply) {
       first = m[i];
       second = v[i];
     } else {
@@ -42,6 +42,7 @@ void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename 
       second = top[i] >= second ? top[i] : second;
       top[i] = second;
     }
+    if (kPass != Pass::kAdam) gradient = 0;  // LAMB's direction is made of the moments alone
     const S u = c.template direction<kSquare>(gradient, first, second) + decayed(weight, decay);
     if (kPass == Pass::kNorms) {
       w_squares += double(weight) * double(weight);

@@ -25,7 +25,7 @@ constexpr int64_t kSpan = 16384;  // 256 KiB of float32 w, m, v, g: LAMB's secon
 
 // LAMB's two passes are made over variables of about so many elements together: their w, m and v are still in the
 // last level of the cache when the second begins.
-constexpr int64_t kTogether = 1 << 20;
+constexpr int64_t kTogether = 1 << 19;
 
 // One variable in memory. top and g may be null, as in Span.
 struct Tensors {
