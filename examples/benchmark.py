@@ -1,46 +1,59 @@
-"""Milliseconds an optimizer step takes, and seconds until the first one has run, beside Keras.
+"""Milliseconds an optimizer's step takes, seconds to the first one, and memory, beside other libraries.
 
+    python -m tf_adam_variants.fused build
     python examples/benchmark.py
-    python examples/benchmark.py --sets resnet50 --modes graph --rounds 51 --markdown
+    python examples/benchmark.py --sets resnet50 --rules AdamW LAMB --rounds 51 --no-memory --markdown
 
-Timed is `optimizer.apply(gradients, variables)` and nothing else, under `tf.function` (mode "graph") and
-under `tf.function(jit_compile=True)` (mode "xla"), on two sets of float32 variables: ResNet-50's, and 500
-small ones, where the number of operations and variables counts rather than the bytes.
+Timed is one update of all variables, float32 on the CPU, by a rule (AdamW, QHAdamW, LAMB), of a set:
+BERT-base's 199 variables, ResNet-50's 161, or 500 small ones, where operations count rather than bytes.
+The contestants of a set and a rule run in one process and take turns (A B C A B C ...), so that a noisy
+machine disturbs them alike. Before each turn 256 MiB of something else are read: a step finds its data in
+memory, not in a cache. Slots are everybody's own and made beforehand; all share the gradients, TensorFlow's
+contestants the weights. Functions capture the gradients: 500 arguments would cost 15 ms a call in Python.
 
-All contestants run in one process and take turns (A B C A B C ...), so that a noisy machine disturbs them
-alike: the ratios are worth more than the milliseconds. Each has variables and gradients of its own, and
-between two turns of one the others use more memory than caches hold: a step finds its data in memory.
-Weight decay is 0.004 in AdamW and QHAdamW (Keras's default), 0.01 in both LAMBs; QHAdam has none.
+    Keras              keras.optimizers.AdamW, for LAMB Lamb, in a tf.function, without and with jit_compile;
+                       beside QHAdamW, which Keras does not have, its AdamW
+    pure, fused        this package's optimizer with fused=False and with fused=True
+    ResourceApplyAdam  TensorFlow's kernel after an assign_sub for the decay: two ops a variable, no Keras
+    torch              torch.optim.AdamW(fused=True)                 where PyTorch is installed
+    optax              adamw and lamb, jax.jit with donated buffers  where JAX and optax are installed
+    C loop             plain_loop.c, the floor                       where there is a C compiler with OpenMP
 
-    ms          the median of the rounds, after warm-up rounds
-    floor ms    a perfect step, one that only waits for memory: the bytes that it must move over the
-                measured bandwidth. For Adam 28 a parameter: read w, m, v, g; write w, m, v. For LAMB 40:
-                the trust ratio needs all of the new m and v, so a second pass reads w, m, v and writes w
-    GB/s        those same bytes over the measured time
-    first s     the first call of a fresh function: tracing, compiling, one step; a single measurement.
-                The slots are made beforehand
-    x Keras     ms, or first s, over that of keras.optimizers.AdamW in the same mode; for LAMB, of Lamb
+    ms         the median of the rounds, after warm-up rounds
+    x Keras    how many times faster than Keras in a graph
+    % floor    of the C loop's speed
+    GB/s       the bytes a step must move over the time: 28 a parameter (read w, m, v, g; write w, m, v), LAMB
+               40 (no w can be written before the norm of all u is known: w, m and v are read once more)
+    first s    the first call: tracing, compiling, one step; a single measurement
+    MiB        how far the process's memory grows in the first three steps, tracing and compiling included;
+               weights, gradients and slots are there before. Each contestant in a process of its own
 
-The bandwidth is the row "in-place add": `a.assign_add(b)`, TensorFlow's own multi-threaded addition, on
-two tensors of 128 MiB, 12 bytes an element (read a, b; write a). It takes its turn like a contestant.
+First of all, every contestant takes three steps with small variables and must end at this package's weights,
+so that nobody does less work. Keras's are given more room: AdamW for its other epsilon, Lamb for its decay
+outside the trust ratio. (Beside QHAdamW, Keras's AdamW is another rule and is not compared.)
 
-The functions capture the gradients: as arguments, 500 tensors would cost some 15 ms a call in Python.
-A full run takes some 5 minutes on two cores, and 12 GB: what a traced `apply` has captured is not given
-back before the process ends (TensorFlow's `all_reduce`, which Keras calls, keeps it).
-
-To add an optimizer, add a row to CONTESTANTS; to add a set of variables, one to SETS.
+A full run takes some 40 minutes on two cores, much less with --no-memory, and 16 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
+import gc
+import json
 import math
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
@@ -49,13 +62,31 @@ import numpy as np
 import tensorflow as tf
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 import tf_adam_variants as tav
 
+try:
+    import torch
+except ImportError:
+    torch = None
+try:
+    import jax
+    import optax
+except ImportError:
+    jax = None
+
 Shapes = list[tuple[int, ...]]
-Step = Callable[[], None]
+Numbers = dict[str, float]
+FLOOR = "C loop"
+WARM_UP_ROUNDS = 3
+
+
+def bert_base() -> Shapes:
+    width, norm = 768, [(768,), (768,)]
+    dense = [(width, width), (width,)]
+    layer = [*4 * dense, *norm, (width, 4 * width), (4 * width,), (4 * width, width), (width,), *norm]
+    return [(30522, width), (512, width), (2, width), *norm, *12 * layer, *dense]
 
 
 def resnet50() -> Shapes:
@@ -70,106 +101,257 @@ def resnet50() -> Shapes:
     return [s for kernel in convolutions for s in (kernel, kernel[:1], kernel[:1])] + [(1000, 2048), (1000,)]
 
 
-def keras_step(
-    optimizer_class: type[keras.optimizers.Optimizer], shapes: Shapes, mode: str, **arguments: float
-) -> Step:
-    """A fresh function that runs one step of a fresh Keras optimizer on fresh variables."""
-    random = np.random.default_rng(0)
-    variables = [keras.Variable(random.standard_normal(shape, np.float32)) for shape in shapes]
-    gradients = [tf.constant(random.standard_normal(shape, np.float32)) for shape in shapes]
-    optimizer = optimizer_class(**arguments)
-    optimizer.build(variables)
+SETS = {"bert-base": bert_base(), "resnet50": resnet50(), "small": [(64, 64)] * 250 + [(64,)] * 250}
 
-    @tf.function(jit_compile=mode == "xla")
-    def step() -> None:
-        optimizer.apply(gradients, variables)
 
-    return step
+class Rule(NamedTuple):
+    numbers: Numbers
+    ours: type[keras.optimizers.Optimizer]
+    keras: type[keras.optimizers.Optimizer]
+    keras_tolerance: float
+    bytes_per_parameter: int = 28
+    nu_1: float = 1.0
+
+
+NUMBERS = {"learning_rate": 1e-3, "weight_decay": 0.004, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
+RULES = {
+    "AdamW": Rule(NUMBERS, tav.AdamW, keras.optimizers.AdamW, 3e-3),
+    "QHAdamW": Rule(NUMBERS, tav.QHAdamW, keras.optimizers.AdamW, math.inf, nu_1=0.7),
+    "LAMB": Rule(
+        NUMBERS | {"weight_decay": 0.01, "epsilon": 1e-6}, tav.LAMB, keras.optimizers.Lamb, 3e-2, 40
+    ),
+}
+TOLERANCE = 1e-3  # of the weights' change: float32 comes to 1e-4, a step without decay would to 1e-2
+
+
+class Model:
+    def __init__(self, shapes: Shapes) -> None:
+        random = np.random.default_rng(0)
+        self.variables = [keras.Variable(random.standard_normal(shape, np.float32)) for shape in shapes]
+        self.gradients = [tf.constant(random.standard_normal(shape, np.float32)) for shape in shapes]
 
 
 class Contestant(NamedTuple):
-    """One row. `prepare(shapes, mode)` makes variables and gradients and returns a step not yet run."""
+    """Its slots are made, its step is not yet run."""
 
-    name: str
-    prepare: Callable[[Shapes, str], Step]
-    rival: str  # the contestant that it is compared with
-    bytes_per_parameter: int = 28
+    step: Callable[[], Any]  # returns when it is done
+    weights: Callable[[], list[np.ndarray]]
 
 
-KERAS_ADAMW, KERAS_LAMB = "keras AdamW", "keras Lamb"
-CONTESTANTS = (
-    Contestant(KERAS_ADAMW, partial(keras_step, keras.optimizers.AdamW), KERAS_ADAMW),
-    Contestant("tav.AdamW", partial(keras_step, tav.AdamW), KERAS_ADAMW),
-    Contestant("tav.QHAdam", partial(keras_step, tav.QHAdam), KERAS_ADAMW),
-    Contestant("tav.QHAdamW", partial(keras_step, tav.QHAdamW), KERAS_ADAMW),
-    Contestant(KERAS_LAMB, partial(keras_step, keras.optimizers.Lamb, weight_decay=0.01), KERAS_LAMB, 40),
-    Contestant("tav.LAMB", partial(keras_step, tav.LAMB, weight_decay=0.01), KERAS_LAMB, 40),
-)
-SETS: dict[str, Shapes] = {"resnet50": resnet50(), "small": [(64, 64)] * 250 + [(64,)] * 250}
-MODES = ("graph", "xla")
-WARM_UP_ROUNDS = 3
-PROBE, PROBE_ELEMENTS = "in-place add", 2**25
+def with_keras(make: Callable[[], keras.optimizers.Optimizer], mode: str, model: Model) -> Contestant:
+    optimizer = make()
+    optimizer.build(model.variables)
+
+    def step() -> None:
+        optimizer.apply(model.gradients, model.variables)
+
+    if mode != "eager":
+        step = tf.function(step, jit_compile=mode == "XLA")
+    return Contestant(step, lambda: [v.numpy() for v in model.variables])
 
 
-def bandwidth_probe() -> Step:
-    a, b = tf.Variable(tf.zeros(PROBE_ELEMENTS)), tf.ones(PROBE_ELEMENTS)
+def with_resource_apply_adam(numbers: Numbers, model: Model) -> Contestant:
+    rate, decay, beta_1, beta_2, epsilon = numbers.values()
+    iterations = tf.Variable(0, dtype=tf.int64)
+    variables = [v.value for v in model.variables]
+    momentums, velocities = ([tf.Variable(tf.zeros_like(v)) for v in variables] for _ in "mv")
 
     @tf.function
     def step() -> None:
-        a.assign_add(b)
+        t = tf.cast(iterations.assign_add(1), tf.float64)
+        root = tf.sqrt(-tf.math.expm1(t * math.log(beta_2)))
+        lr = tf.cast(rate * root / -tf.math.expm1(t * math.log(beta_1)), tf.float32)
+        eps = tf.cast(epsilon * root, tf.float32)
+        betas = {"beta1": beta_1, "beta2": beta_2, "beta1_power": 0.0, "beta2_power": 0.0}
+        for w, m, v, g in zip(variables, momentums, velocities, model.gradients, strict=True):
+            w.assign_sub(rate * decay * w)
+            handles = {"var": w.handle, "m": m.handle, "v": v.handle}
+            tf.raw_ops.ResourceApplyAdam(**handles, **betas, lr=lr, epsilon=eps, grad=g)
 
-    return step
+    return Contestant(step, lambda: [v.numpy() for v in variables])
 
 
-def seconds(step: Step) -> float:
+def with_torch(numbers: Numbers, model: Model) -> Contestant:
+    torch.set_num_threads(os.cpu_count())
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes gradients
+    rate, decay, *betas, epsilon = numbers.values()
+    weights = [torch.tensor(v.numpy(), requires_grad=True) for v in model.variables]
+    optimizer = torch.optim.AdamW(weights, rate, betas, epsilon, decay, fused=True)
+    for w, gradient in zip(weights, model.gradients, strict=True):
+        w.grad = torch.from_numpy(memory_of(gradient))
+        slots = {name: torch.zeros_like(w) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[w] = {"step": torch.tensor(0.0), **slots}
+    return Contestant(optimizer.step, lambda: [w.detach().numpy() for w in weights])
+
+
+def with_optax(rule_name: str, numbers: Numbers, model: Model) -> Contestant:
+    rate, decay, *betas, epsilon = numbers.values()
+    optimizer = getattr(optax, rule_name.lower())(rate, *betas, epsilon, weight_decay=decay)
+    weights = [jax.numpy.array(v.numpy()) for v in model.variables]
+    gradients = [jax.dlpack.from_dlpack(gradient) for gradient in model.gradients]
+    now = weights, jax.block_until_ready(jax.jit(optimizer.init)(weights))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(weights: Any, state: Any, gradients: Any) -> Any:
+        updates, state = optimizer.update(gradients, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    def step() -> None:
+        nonlocal now
+        now = jax.block_until_ready(update(*now, gradients))
+
+    return Contestant(step, lambda: [np.asarray(w) for w in now[0]])
+
+
+def with_plain_loop(rule_name: str, model: Model) -> Contestant:
+    rule, loop = RULES[rule_name], getattr(plain_loops(), rule_name.lower())
+    rate, decay, beta_1, beta_2, epsilon = rule.numbers.values()
+    adam_rate = 1.0 if rule_name == "LAMB" else rate  # LAMB's rate waits for the trust ratio
+    # Tensors, because NumPy takes its memory in larger pages than the others do.
+    weights = [tf.constant(v.numpy()) for v in model.variables]
+    slots = ([tf.constant(np.zeros_like(v)) for v in model.variables] for _ in "mv")
+    sizes = (ctypes.c_long * len(weights))(*(math.prod(w.shape) for w in weights))
+    kept = weights, *slots, model.gradients  # by the step, which knows only addresses
+    arrays = [(ctypes.c_void_p * len(sizes))(*(memory_of(t).ctypes.data for t in row)) for row in kept]
+    t = 0
+
+    def step() -> None:
+        nonlocal t
+        t += 1
+        root = math.sqrt(1 - beta_2**t)
+        momentum, gradient = rule.nu_1 / (1 - beta_1**t), 1 - rule.nu_1
+        direction = adam_rate * root * momentum, adam_rate * root * gradient, root * epsilon
+        s = 1 - beta_1, 1 - beta_2, *direction, adam_rate * decay, rate
+        loop(len(kept[0]), sizes, *arrays, (ctypes.c_float * len(s))(*s))
+
+    return Contestant(step, lambda: [memory_of(t) for t in kept[0]])
+
+
+@functools.cache
+def plain_loops() -> ctypes.CDLL | None:
+    """plain_loop.c, compiled; no flag changes more than rounding. None where it cannot be."""
+    source = Path(__file__).with_name("plain_loop.c")
+    flags = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "plain_loop.so")
+        try:
+            subprocess.run([os.environ.get("CC", "cc"), *flags, source, "-o", library, "-lm"], check=True)
+            return ctypes.CDLL(str(library))
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+
+def memory_of(tensor: tf.Tensor) -> np.ndarray:
+    return np.asarray(memoryview(tensor))  # .numpy() would copy
+
+
+def contestants(rule_name: str) -> dict[str, Callable[[Model], Contestant]]:
+    """Those that can run here, by their names in the table. The first is everybody's rival."""
+    rule = RULES[rule_name]
+    adam, theirs = rule_name == "AdamW", partial(rule.keras, **rule.numbers)
+    nus = {"nu_1": rule.nu_1} if rule.nu_1 != 1 else {}
+    pure, fused = (partial(rule.ours, **rule.numbers, **nus, fused=fused) for fused in (False, True))
+    # Each: its name, what the machine must have, prepare.
+    rows = [
+        (f"Keras {rule.keras.__name__}, graph", True, partial(with_keras, theirs, "graph")),
+        (f"Keras {rule.keras.__name__}, XLA", True, partial(with_keras, theirs, "XLA")),
+        ("pure, graph", True, partial(with_keras, pure, "graph")),
+        ("pure, XLA", True, partial(with_keras, pure, "XLA")),
+        ("fused, graph", tav.fused.is_available(), partial(with_keras, fused, "graph")),
+        ("fused, eager", tav.fused.is_available(), partial(with_keras, fused, "eager")),
+        ("ResourceApplyAdam, graph", adam, partial(with_resource_apply_adam, rule.numbers)),
+        ("torch, fused", adam and torch, partial(with_torch, rule.numbers)),
+        ("optax, jit", jax and not nus, partial(with_optax, rule_name, rule.numbers)),
+        (FLOOR, plain_loops(), partial(with_plain_loop, rule_name)),
+    ]
+    return {name: prepare for name, possible, prepare in rows if possible}
+
+
+def check(rule: Rule, prepares: dict[str, Callable[[Model], Contestant]]) -> None:
+    """Three steps, the gradients changing under way, must take everybody to the same weights."""
+    shapes, end = [(3, 3, 8, 16), (1000,), (7,), (64, 33)], {}
+    for name, prepare in prepares.items():
+        model, random = Model(shapes), np.random.default_rng(1)
+        contestant = prepare(model)
+        for _ in range(3):
+            for gradient in model.gradients:  # at the address where everybody reads it
+                new = random.standard_normal(gradient.shape, np.float32)
+                ctypes.memmove(memory_of(gradient).ctypes.data, new.ctypes.data, new.nbytes)
+            contestant.step()
+        end[name] = np.concatenate([np.ravel(w) for w in contestant.weights()])
+    begin = np.concatenate([np.ravel(v) for v in Model(shapes).variables])
+    for name, weights in end.items():
+        off = np.abs(weights - end["pure, graph"]).max() / np.abs(end["pure, graph"] - begin).max()
+        if not off <= (rule.keras_tolerance if name.startswith("Keras") else TOLERANCE):
+            raise SystemExit(f"{name} takes another step than this package's optimizer: off by {off:.1e}")
+
+
+def seconds(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
     step()
-    tf.test.experimental.sync_devices()  # a GPU's work is only queued when the call returns
     return time.perf_counter() - start
 
 
-class Timing(NamedTuple):
-    """Seconds."""
-
-    first: float
-    step: float
-
-
-def measure(
-    shapes: Shapes, mode: str, probe: Step, rounds: int, advance: Callable[[], None]
-) -> dict[str, Timing]:
-    for contestant in CONTESTANTS:
-        # What TensorFlow does once a process (imports, starting the compiler) is nobody's first step.
-        contestant.prepare([(2, 2)], mode)()
-    steps = {contestant.name: contestant.prepare(shapes, mode) for contestant in CONTESTANTS}
-    steps[PROBE] = probe
-    first, times = {}, {name: [] for name in steps}
-    for name, step in steps.items():
-        first[name] = seconds(step)
-        advance()
+def measure(set_name: str, rule_name: str, rounds: int) -> dict[str, Numbers]:
+    """All contestants, in this process."""
+    prepares = contestants(rule_name)
+    check(RULES[rule_name], prepares)  # what happens once a process has happened then, too
+    model = Model(SETS[set_name])
+    steps = {name: prepare(model).step for name, prepare in prepares.items()}
+    results = {name: {"first": seconds(step)} for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    elsewhere = np.ones(2**26, np.float32)  # larger than caches are
     for _ in range(WARM_UP_ROUNDS + rounds):
         for name, step in steps.items():
+            elsewhere.max()
             times[name].append(seconds(step))
-        advance()
-    return {name: Timing(first[name], statistics.median(times[name][WARM_UP_ROUNDS:])) for name in steps}
+    for name, own in times.items():
+        results[name]["ms"] = 1e3 * statistics.median(own[WARM_UP_ROUNDS:])
+    return results
 
 
-def rows(shapes: Shapes, timings: dict[str, Timing]) -> list[list[str]]:
-    bandwidth = 12 * PROBE_ELEMENTS / timings[PROBE].step
-    cells = [[PROBE, f"{1e3 * timings[PROBE].step:.2f}", "", "", f"{1e-9 * bandwidth:.2f}"]]
-    for name, _, rival, bytes_per_parameter in CONTESTANTS:
-        (first, step), (rival_first, rival_step) = timings[name], timings[rival]
-        moved = bytes_per_parameter * sum(map(math.prod, shapes))
-        speed = 1e3 * step, step / rival_step, 1e3 * moved / bandwidth, 1e-9 * moved / step
-        cells.append([name, *map("{:.2f}".format, (*speed, first, first / rival_first))])
-    return cells
+def memory(set_name: str, rule_name: str, name: str) -> float:
+    """One contestant, in this process."""
+    prepare = contestants(rule_name)[name]
+    prepare(Model([(2, 2)])).step()  # what happens once a process
+    step = prepare(Model(SETS[set_name])).step
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the step would get
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+    before = mib("VmRSS")
+    for _ in range(3):
+        step()
+    return mib("VmHWM") - before
 
 
-def some_of(known: Collection[str], text: str) -> list[str]:
-    names = text.split(",")
-    if not set(names) <= set(known):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of some of {','.join(known)}")
-    return names
+def mib(what: str) -> float:
+    """VmRSS, the process's memory now, or VmHWM, its peak since it was last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**10
+
+
+def in_its_own_process(set_name: str, rule_name: str, what: str) -> Any:
+    """`what` is the number of rounds for all contestants, or the one whose memory is measured."""
+    print(f"{time.strftime('%X')} {set_name}, {rule_name}: {what}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--one", set_name, rule_name, what]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stderr}\nExit status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, Numbers], megabytes: float, style: box.Box) -> Table:
+    """The measured, and what follows from it where a step moves so many megabytes."""
+    rival, floor = next(iter(results.values()))["ms"], results.get(FLOOR, {"ms": math.nan})["ms"]
+    grid = Table(box=style, show_edge=style is box.MARKDOWN)
+    grid.add_column("contestant", min_width=24)
+    for header in "ms", "x Keras", "% floor", "GB/s", "first s", "MiB":
+        grid.add_column(header, justify="right", min_width=7)
+    for name, result in results.items():
+        ms, mib = result["ms"], f"{result['mib']:.0f}" if "mib" in result else ""
+        speed = f"{ms:.2f}", f"{rival / ms:.2f}", f"{100 * floor / ms:.0f}", f"{megabytes / ms:.1f}"
+        grid.add_row(name, *speed, f"{result['first']:.2f}", mib)
+    return grid
 
 
 def main() -> None:
@@ -177,33 +359,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=21, help="steps of each contestant (default: 21)")
-    parser.add_argument("--sets", type=partial(some_of, SETS), default=SETS, help=",".join(SETS))
-    parser.add_argument("--modes", type=partial(some_of, MODES), default=MODES, help=",".join(MODES))
-    parser.add_argument("--markdown", action="store_true", help="print a table for GitHub")
-    args = parser.parse_args()
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the MiB, which take long")
+    parser.add_argument("--markdown", action="store_true", help="print tables for GitHub")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")  # it takes many fresh functions for one that is traced again
-
+    if options.one:
+        *names, what = options.one
+        print(json.dumps(measure(*names, int(what)) if what.isdigit() else memory(*names, what)))
+        return
+    there = {"the compiled op": tav.fused.is_available(), "torch": torch, "optax": jax, FLOOR: plain_loops()}
+    missing = [name for name, found in there.items() if not found]
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs", end=", ")
-    print(f"medians of {args.rounds} rounds\n", flush=True)
-    table = Table(box=box.MARKDOWN if args.markdown else box.SIMPLE_HEAD, show_edge=args.markdown)
-    for header in "variables", "mode", "optimizer":
-        table.add_column(header)
-    for header in "ms", "x Keras", "floor ms", "GB/s", "first s", "x Keras":
-        table.add_column(header, justify="right")
-    probe = bandwidth_probe()  # one for the whole run: how fast memory is depends on where it lies
-    # No refreshing in the background: it would compete with what is timed.
-    with Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        for name in args.sets:
-            for mode in args.modes:
-                total = len(CONTESTANTS) + 1 + WARM_UP_ROUNDS + args.rounds
-                task = progress.add_task(f"{name}, {mode}", total=total)
-                advance = partial(progress.update, task, advance=1, refresh=True)
-                timings = measure(SETS[name], mode, probe, args.rounds, advance)
-                for cells in rows(SETS[name], timings):
-                    table.add_row(name, mode, *cells)
-                if not args.markdown:
-                    table.add_section()
-    Console(width=120).print(table)
+    print(f"medians of {options.rounds} rounds; missing: {', '.join(missing) or 'nothing'}\n", flush=True)
+    style = box.MARKDOWN if options.markdown else box.SIMPLE_HEAD
+    for set_name in options.sets:
+        for rule_name in options.rules:
+            results = in_its_own_process(set_name, rule_name, str(options.rounds))
+            if not options.no_memory:
+                for name in results:
+                    results[name]["mib"] = in_its_own_process(set_name, rule_name, name)
+            parameters = sum(map(math.prod, SETS[set_name]))
+            print(f"{rule_name}, {set_name}: {len(SETS[set_name])} variables, {parameters:,} parameters")
+            grid = table(results, 1e-6 * RULES[rule_name].bytes_per_parameter * parameters, style)
+            Console(width=110).print(grid)
 
 
 if __name__ == "__main__":
