@@ -35,7 +35,7 @@ struct Norms {
 
 // decay, step: the variable's.
 using Loop = void (*)(const Span&, const Scalars&, double decay, double step, Norms*);
-// Adds up scale-free squares of gradients.
+// Adds up the squares of a gradient's elements, as they are.
 using SquaresLoop = double (*)(const void* g, int64_t size);
 
 struct Loops {

@@ -305,6 +305,8 @@ class DenseStep : public Step<T, G> {
       t[i].g = static_cast<const char*>(ctx->input(gradients + i).data());
       t[i].decays = decays_[i];
       t[i].adapts = adapts_[i];
+    }
+    for (int i = 0; i < n_; ++i) {  // nothing can fail from here on
       plan.add(t[i], i, 0, t[i].size, t[i].g);
       if (this->trust_ratio_ && plan.elements() >= tfav::kTogether) {
         this->Run(ctx, plan, t, s, this->loops_);

@@ -1,5 +1,6 @@
 """The compiled op: the numbers of the pure step, in every setting, in place, and safe beside others."""
 
+import json
 import os
 import subprocess
 import sys
@@ -437,3 +438,99 @@ def test_a_saved_model_with_and_without_the_op(tmp_path):
         tf.saved_model.save(trainer, str(tmp_path / str(fused)))
         results.append([float(x) for x in python(program, tmp_path / str(fused), fused).split()])
     np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+def test_an_optimizer_that_was_saved_with_true_can_be_loaded_anywhere(tmp_path):
+    config = tav.QHAdamW(fused=True).get_config()
+    assert tav.QHAdamW.from_config(config).fused is True
+    program = """
+        import json, sys, tensorflow as tf, tf_adam_variants as tav
+        optimizer = tav.QHAdamW.from_config(json.loads(sys.argv[1]))
+        print(optimizer.fused)
+        try:
+            optimizer.apply([tf.ones(1)], [tf.Variable([1.0])])
+        except ValueError as error:
+            print(error)
+        """
+    printed = python(program, json.dumps(config), TF_ADAM_VARIANTS_CACHE=str(tmp_path)).splitlines()
+    assert printed[0] == "True"
+    assert "python -m tf_adam_variants.fused build" in printed[1]
+
+
+@pytest.mark.parametrize(
+    "clipping", [{"global_clipnorm": 0.5}, {"clipnorm": 0.5}, {"clipvalue": 0.1}], ids=str
+)
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("float16", "float32"), ("float64", "float32")])
+def test_clipping_across_types(dtypes, mode, clipping):
+    """Dense gradients and slices of several types have one norm, summed without overflow."""
+    rng = np.random.default_rng(0)
+    gradient, values = rng.normal(size=(300, 4)) * 10, rng.normal(size=(2, 3))
+    weights = [tf.Variable(tf.ones((300, 4), dtypes[0])), tf.Variable(tf.ones((4, 3), dtypes[1]))]
+    optimizer = tav.AdamW(0.125, **clipping, epsilon=1.0)
+    step = cases.apply_in(mode, optimizer, weights)
+    step([tf.constant(gradient, dtypes[0]), slices([1, 1], values, dtypes[1])])
+    grads = [gradient, np.zeros((4, 3))]
+    np.add.at(grads[1], [1, 1], values)
+    terms = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1.0, "weight_decay": 0.004}
+    inits = [np.ones((300, 4)), np.ones((4, 3))]
+    want = oracle.train(oracle.adamw, inits, [grads], [0.125], clipping=clipping, **terms)[0]
+    for have, target, dtype in zip(weights, want, dtypes, strict=True):
+        spacing = {"float16": 2.0**-9, "bfloat16": 2.0**-7, "float32": 2.0**-20, "float64": 2.0**-20}[dtype]
+        np.testing.assert_allclose(tf.cast(have, tf.float64), target, rtol=spacing)
+
+
+def slices(ids, values, dtype):
+    return tf.IndexedSlices(tf.cast(values, dtype), tf.constant(ids))
+
+
+@pytest.mark.parametrize("mode", ["eager", "fused eager"])
+def test_half_slices_divided_by_a_large_loss_scale(mode):
+    weights = tf.Variable(tf.ones((4, 2), tf.float16))
+    optimizer = tav.AdamW(0.125, loss_scale_factor=65536.0, epsilon=1e-12, weight_decay=0.0)
+    cases.apply_in(mode, optimizer, [weights])([slices([1], np.full((1, 2), 0.02), tf.float16)])
+    np.testing.assert_allclose(weights[1], 0.875, rtol=1e-3)
+
+
+def test_two_threads_clip_each_for_itself():
+    weights = tf.Variable(tf.zeros(2))
+    optimizer = tav.QHAdam(0.0, fused=True, global_clipnorm=1.0, beta_1=0.0, nu_1=1.0)
+    optimizer.build([weights])
+    seen = []
+
+    def train(size):
+        for _ in range(50):
+            optimizer.apply([tf.fill([2], size)], [weights])
+            seen.append(float(tf.norm(optimizer._momentums[0].value)))  # with beta_1 = 0 the clipped gradient
+
+    threads = [threading.Thread(target=train, args=(size,)) for size in (10.0, 1e4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(seen, 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "workers"])
+def test_a_strategy_with_one_replica(strategy):
+    """Its variables are containers of one copy; auto takes the pure path, True says why it cannot be used."""
+    program = """
+        import sys, keras, numpy as np, tensorflow as tf, tf_adam_variants as tav
+        strategy = {
+            "mirrored": lambda: tf.distribute.MirroredStrategy(["CPU:0"]),
+            "workers": tf.distribute.MultiWorkerMirroredStrategy,
+        }[sys.argv[1]]()
+        for fused in ("auto", True):
+            with strategy.scope():
+                weights = tf.Variable([1.0, 2.0])
+                optimizer = tav.AdamW(0.5, weight_decay=0.0, fused=fused)
+                optimizer.build([weights])
+            try:
+                strategy.run(lambda: optimizer.apply([tf.ones(2)], [weights]))
+                print(*weights.numpy().round(4))
+            except ValueError as error:
+                print(error)
+        """
+    lines = python(program, strategy).splitlines()
+    assert lines[0] == "0.5 1.5"
+    assert "distribution strategy" in lines[1]

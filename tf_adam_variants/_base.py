@@ -90,7 +90,6 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._unloaded: dict[str, Any] | None = None
         self._slots_are_new = False
         self._accumulated_slices: frozenset[Any] = frozenset()
-        self._gradient_scale: Any = None
         self._unadapted: frozenset[int] = frozenset()
         self._layout = _layout.Layout(lambda: self.variables if self.built else None, self.name)
 
@@ -119,7 +118,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._undecayed = frozenset(
             i for i, variable in enumerate(variables) if not self._use_weight_decay(variable)
         )
-        self._devices = frozenset(_variables.device(variable) for variable in variables)
+        self._devices = frozenset(map(_variables.device, variables))
         self._slots_are_new = True
         self._finish_loading()
 
@@ -257,7 +256,7 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     def _fuses(self) -> bool:
         """Whether the compiled op takes the step."""
-        if self.fused is False:
+        if _checks.auto_or_flag("fused", self.fused) is False:
             return False
         reason = _ops.reason_against(self._devices)
         if reason and self.fused is True:
@@ -274,7 +273,7 @@ class AdamVariant(keras.optimizers.Optimizer):
                 pairs = zip(grads, variables, strict=True)
                 accumulated = [self._var_key(v) for g, v in pairs if isinstance(g, tf.IndexedSlices)]
         elif self._fuses():
-            if not (self.clipnorm or self.clipvalue or self.global_clipnorm):
+            if not (self.clipnorm or self.clipvalue or self.global_clipnorm or self.loss_scale_factor):
                 summed = _sparse.as_they_are  # the op sums them
         elif self.sparse_update == "exact":
             summed = _sparse.dense
@@ -289,19 +288,26 @@ class AdamVariant(keras.optimizers.Optimizer):
         ]
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        """Keras's clipping. Slices without repeated ids have the norm of the dense gradient."""
-        self._gradient_scale = None
-        if self.global_clipnorm and self._fuses():
-            # The norm in one pass, and its scale inside the step. An infinite norm gives NaN, as in Keras.
-            norm, most = _ops.global_norm(grads), self.global_clipnorm
-            self._gradient_scale = most / tf.maximum(norm, most) + (norm - norm)
+        """Keras's clipping, in float32 for half types. Slices without repeated ids have the dense norm."""
+        if not (self.clipnorm or self.clipvalue or self.global_clipnorm):
             return grads
-        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in grads]
-        clipped = super()._clip_gradients(values)
+        if self.global_clipnorm and self._fuses():
+            return grads  # `_fused_step` does it
+        values = [g.values if isinstance(g, tf.IndexedSlices) else tf.convert_to_tensor(g) for g in grads]
+        values = [tf.cast(v, tf.float32) if v.dtype in (tf.float16, tf.bfloat16) else v for v in values]
+        if self.global_clipnorm:  # Keras's wants gradients of one type
+            scale = self._global_scale(_formula.global_norm(values))
+            clipped = [v * tf.cast(scale, v.dtype) for v in values]
+        else:
+            clipped = super()._clip_gradients(values)
         return [
             _sparse.with_values(g, c) if isinstance(g, tf.IndexedSlices) else c
             for g, c in zip(grads, clipped, strict=True)
         ]
+
+    def _global_scale(self, norm: Any) -> Any:
+        """What gradients of this norm are multiplied by. NaN where it is not finite, as in Keras."""
+        return self.global_clipnorm / tf.maximum(norm, self.global_clipnorm) + (norm - norm)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: Keras would decay before the update, while here decay is a term of the formula."""
@@ -346,9 +352,10 @@ class AdamVariant(keras.optimizers.Optimizer):
                 )
             )
         numbers = self._scalars(tf.cast(learning_rate, tf.float64))
+        if self.global_clipnorm:  # the norm in one pass, and its scale inside the step
+            numbers = numbers._replace(scale=self._global_scale(_ops.global_norm(items)))
         exact = self.sparse_update == "exact"
         _ops.step(items, numbers, square=self.nu_2 != 1, trust_ratio=self.trust_ratio, exact=exact)
-        self._gradient_scale = None
 
     def _scalars(self, rate: Any) -> _ops.Scalars:
         """The compiled op's numbers."""
@@ -364,7 +371,7 @@ class AdamVariant(keras.optimizers.Optimizer):
             share_1=1 - self.beta_1 if self.grad_averaging else 1.0,
             share_2=1 - self.beta_2,
             decay=0.0 if decay is None else decay,
-            scale=1.0 if self._gradient_scale is None else self._gradient_scale,
+            scale=1.0,
             rate=rate,
             ratio_min=0.0,
             ratio_max=math.inf,
@@ -411,7 +418,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         return [slots[index].value for slots in kinds]
 
     def _rows_of(self, variable: Any, gradient: Any) -> Any:
-        """The gradient, of which a lazy update takes the rows that are not zero where it was accumulated."""
+        """The gradient; for a lazy update, of one accumulated from slices, the rows that are not zero."""
         if self._accumulated_slices and self._var_key(variable) in self._accumulated_slices:
             return _sparse.nonzero(gradient, variable.shape[0])
         return gradient
@@ -453,6 +460,13 @@ class AdamVariant(keras.optimizers.Optimizer):
     def _change(self, w: Any, d: Any, decay: Any | None, step: Step, index: int) -> Any:
         """What a step along the direction d (times its rate) subtracts from one variable's weights."""
         return d if decay is None else d + decay * w
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
+        """An optimizer of this configuration; with fused=True it needs the op to train, not to be made."""
+        optimizer = super().from_config(config | {"fused": "auto"}, **kwargs)
+        optimizer.fused = _checks.auto_or_flag("fused", config.get("fused", "auto"))
+        return optimizer
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""

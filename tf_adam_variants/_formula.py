@@ -10,6 +10,7 @@ Nothing here knows of Keras, of variables or of a particular optimizer.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -83,3 +84,8 @@ def trust_ratio(w: Tensor, u: Tensor, minimum: float | None = None, maximum: flo
     if maximum is not None:
         ratio = tf.minimum(ratio, maximum)
     return ratio
+
+
+def global_norm(values: Iterable[Tensor]) -> Tensor:
+    """The norm of all values together, in float64; squares are added up in each value's type."""
+    return tf.sqrt(2 * tf.add_n([tf.cast(tf.nn.l2_loss(v), tf.float64) for v in values]))

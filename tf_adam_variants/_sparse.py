@@ -17,7 +17,7 @@ class Slices(tf.IndexedSlices):
     """Slices that Keras can divide by a loss scale."""
 
     def __truediv__(self, scale: Any) -> Slices:
-        return Slices(self.values / scale, self.indices, self.dense_shape)
+        return with_values(self, self.values / scale)
 
 
 def with_values(slices: tf.IndexedSlices, values: Any) -> Slices:

@@ -48,8 +48,9 @@ def state_type(variable: Any) -> tf.DType:
 
 
 def device(variable: Any) -> str:
-    """Where it lives, as far as TensorFlow says: "/job:localhost/replica:0/task:0/device:CPU:0"."""
-    return (variable if hasattr(variable, "device") else variable.value).device
+    """Where it lives: "/job:localhost/replica:0/task:0/device:CPU:0"; "" where each replica has a copy."""
+    held = variable.value if hasattr(variable, "path") else variable
+    return "" if isinstance(held, tf.distribute.DistributedValues) else held.device
 
 
 def beside(variable: Any, slot: Any) -> Any:

@@ -55,9 +55,10 @@ class LAMB(AdamVariant):
             `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
             `gradient_accumulation_steps`; see `keras.optimizers.Optimizer`.
 
-    Norms are taken over the whole variable, in the type of its moments. With sparse_update="lazy" they
-    are taken over the rows that the gradient names: u is not defined elsewhere, and against |w| of the whole
-    table the step would grow with the number of rows that are not in the batch.
+    Norms are taken over the whole variable, in the type of its moments, or in float64 by the compiled op.
+    With sparse_update="lazy" they are taken over the rows that the gradient names: u is not defined
+    elsewhere, and against |w| of the whole table the step would grow with the number of rows that are not in
+    the batch.
 
     Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
     half types and of the variable's own type otherwise; each variable has the slots "momentum" and

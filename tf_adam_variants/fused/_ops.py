@@ -43,9 +43,9 @@ def reason_against(devices: Iterable[str]) -> str:
     """Why the ops cannot update variables on these devices in the present context; '' where they can."""
     if _kernels.in_xla():
         return "XLA (`jit_compile=True`) compiles no ops but its own"
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        return "each variable has a copy on several devices"
     devices = set(devices)
+    if "" in devices:
+        return "a distribution strategy keeps a copy of each variable for each replica"
     if len(devices) > 1 or not all(_is_local_cpu(device) for device in devices):
         return f"the variables must all be on one CPU of this process and are on {', '.join(sorted(devices))}"
     return "" if _library.load() else _library.reason()
@@ -116,11 +116,14 @@ def _as_type_of(variable: Any, gradient: Any) -> Any:
     return gradient if gradient.dtype in (variable.dtype, state) else tf.cast(gradient, state)
 
 
-def global_norm(gradients: Iterable[Any]) -> Any:
+def global_norm(items: Sequence[Item]) -> Any:
     """The norm of all gradients together, in float64. Slices must not repeat ids."""
     groups: dict[tf.DType, list[Any]] = {}
-    for gradient in gradients:
-        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else tf.convert_to_tensor(gradient)
+    for item in items:
+        gradient = item.gradient
+        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+        values = _as_type_of(item.variable, values)
         groups.setdefault(values.dtype, []).append(values)
     squared_norm = _library.load().tf_adam_variants_squared_norm
-    return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
+    with tf.device(_variables.device(items[0].variable)):
+        return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
