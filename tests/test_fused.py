@@ -61,7 +61,7 @@ def test_special_values(case, dtype):
     """Zeros, denormals, what overflows when squared, inf and NaN: NaN where the pure step has it."""
     specials = [0.0, -0.0, 1e-40, 6e-8, 1e-30, 3e4, 1e30, np.inf, -np.inf, np.nan, 1.0, -2.0]
     numbers = np.array([(w, g) for w in specials for g in specials]).T
-    if case.cls is tav.LAMB:  # a NaN anywhere is in the norms: other elements are told by the ratio 1
+    if case.cls is tav.LAMB:  # what is not finite is in the norm, and below
         numbers = numbers[:, np.isfinite(numbers).all(axis=0) & (np.abs(numbers) < 1e20).all(axis=0)]
     inits, grads = [numbers[0]], [[numbers[1]], [numbers[1][::-1]]]
     with np.errstate(all="ignore"):
@@ -74,6 +74,19 @@ def test_special_values(case, dtype):
         np.testing.assert_allclose(
             have[0], want[0], rtol=rounding, atol=1e-30 if dtype != "float16" else 6e-8
         )
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e25])
+@pytest.mark.parametrize("case", cases.CASES[6:], ids=lambda case: case.name)
+def test_special_gradients_of_lamb(case, bad):
+    """One element's; all others meet it in the norm."""
+    grads = [[np.array([1.0, bad, -0.5])], [np.array([0.25, 1.0, 2.0])]]
+    pure, fused = (
+        cases.run(mode, case.cls(0.125, **case.terms), [np.array([1.0, 2.0, -3.0])], grads, tf.float32, ["w"])
+        for mode in ("graph", "fused graph")
+    )
+    for have, want in zip(fused, pure, strict=True):
+        np.testing.assert_allclose(have[0], want[0], rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
