@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test lint bench sanitize test-oldest clean
+.PHONY: demo build test lint bench sanitize test-cuda bench-cuda test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,13 @@ sanitize: ## The compiled op's kernels under AddressSanitizer, UndefinedBehavior
 			custom_ops/dispatch.cc $$made/*.o -o $$made/check; \
 		$$made/check; rm -r $$made; \
 	done
+
+# These two want a GPU, nvcc, and a Python with NumPy and PyTorch or CuPy, but no TensorFlow.
+test-cuda: ## The kernels for GPUs against the oracle.
+	$(PYTHON) tests/cuda_kernels.py check
+
+bench-cuda: ## Milliseconds a step on a GPU, beside PyTorch and a copy.
+	$(PYTHON) tests/cuda_kernels.py bench
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest

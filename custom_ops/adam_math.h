@@ -38,8 +38,30 @@ struct Scalars {
 };
 constexpr int kScalars = sizeof(Scalars) / sizeof(double);
 
+// What one pass over the elements of a variable does.
+enum class Pass {
+  kAdam,   // new moments, new weights
+  kNorms,  // LAMB 1: new moments; the squares of w and u, added up in float64
+  kApply,  // LAMB 2: new weights from the moments, where the direction is made once more
+};
+
+struct Norms {
+  double w, u;  // squared
+};
+
 TFAV_INLINE float root(float x) { return sqrtf(x); }
 TFAV_INLINE double root(double x) { return sqrt(x); }
+
+// The share of w that a step takes. None of an infinite weight, too, where nothing decays.
+template <typename S>
+TFAV_INLINE S decayed(S w, S decay) {
+  return decay != S(0) ? decay * w : S(0);
+}
+
+template <typename S>
+TFAV_INLINE S updated(S w, S u, S step) {
+  return w - step * u;
+}
 
 // Scalars in the type of the arithmetic, and the formula over them.
 template <typename S>
@@ -61,22 +83,25 @@ struct Formula {
     const S under = kSquare ? velocity * v + square * (g * g) : v;
     return (momentum * m + gradient * g) / (root(under) + epsilon);
   }
+
+  // One element: its new moments, unless the pass finds them made, and u.
+  template <Pass kPass, bool kSquare, bool kMaximum>
+  TFAV_INLINE S change(S w, S g, S decay, S* m, S* v, S* top) const {
+    g *= scale;
+    S m_new = *m, v_new = *v;
+    if (kPass != Pass::kApply) {
+      *m = m_new = first(m_new, g);
+      *v = v_new = second(v_new, g);
+    }
+    if (kMaximum) *top = v_new = *top >= v_new ? *top : v_new;
+    if (kPass != Pass::kAdam) g = 0;  // LAMB's direction is made of the moments alone
+    return direction<kSquare>(g, m_new, v_new) + decayed(w, decay);
+  }
 };
 
-// The share of w that a step takes. None of an infinite weight, too, where nothing decays.
-template <typename S>
-TFAV_INLINE S decayed(S w, S decay) {
-  return decay != S(0) ? decay * w : S(0);
-}
-
-template <typename S>
-TFAV_INLINE S updated(S w, S u, S step) {
-  return w - step * u;
-}
-
-// LAMB's factor of a variable, |w| / |u|, from the squares of the norms.
-TFAV_INLINE double trust_ratio(double w_squares, double u_squares, const Scalars& s) {
-  double ratio = w_squares > 0 && u_squares > 0 ? sqrt(w_squares) / sqrt(u_squares) : 1.0;
+// LAMB's factor of a variable, |w| / |u|.
+TFAV_INLINE double trust_ratio(const Norms& squares, const Scalars& s) {
+  double ratio = squares.w > 0 && squares.u > 0 ? sqrt(squares.w) / sqrt(squares.u) : 1.0;
   ratio = ratio < s.ratio_min ? s.ratio_min : ratio;
   return ratio > s.ratio_max ? s.ratio_max : ratio;
 }

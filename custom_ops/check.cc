@@ -262,7 +262,7 @@ void rows(const char* name) {
           const Rows found(ids.data(), given);
           Block<S> sums(found.count() * width);
           for (int64_t i = 0; i < found.count(); ++i) {
-            found.add_up(i, values.data(), width, sums.data() + i * width);
+            found.add_up<T, S>(i, values.data(), width, sums.data() + i * width);
             for (int64_t j = 0; j < width; ++j) {  // the sum as it was rounded: what is left to check is the step
               const double have = sums.at(i * width + j), want = gradient[found.row(i) * width + j];
               if (!(std::abs(have - want) <= 1e-4 * (1 + std::abs(want)))) fail(name, "sum", i, have, want);

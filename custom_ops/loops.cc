@@ -27,23 +27,9 @@ void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename 
 #pragma omp simd reduction(+ : w_squares, u_squares)
   for (int64_t i = 0; i < size; ++i) {
     const S weight = widened(w[i]);
-    S gradient = 0, first, second;
-    if (kPass == Pass::kApply) {
-      first = m[i];
-      second = v[i];
-    } else {
-      gradient = S(widened(g[i])) * c.scale;
-      first = c.first(m[i], gradient);
-      second = c.second(v[i], gradient);
-      m[i] = first;
-      v[i] = second;
-    }
-    if (kMaximum) {
-      second = top[i] >= second ? top[i] : second;
-      top[i] = second;
-    }
-    if (kPass != Pass::kAdam) gradient = 0;  // LAMB's direction is made of the moments alone
-    const S u = c.template direction<kSquare>(gradient, first, second) + decayed(weight, decay);
+    const S gradient = kPass == Pass::kApply ? S(0) : S(widened(g[i]));
+    const S u = c.template change<kPass, kSquare, kMaximum>(weight, gradient, decay, &m[i], &v[i],
+                                                            kMaximum ? &top[i] : nullptr);
     if (kPass == Pass::kNorms) {
       w_squares += double(weight) * double(weight);
       u_squares += double(u) * double(u);

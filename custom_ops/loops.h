@@ -6,17 +6,9 @@
 #include <stdint.h>
 
 #include "adam_math.h"
+#include "tensors.h"
 
 namespace tfav {
-
-enum class Type { kHalf, kBFloat16, kFloat, kDouble };
-
-// What one loop over a span does.
-enum class Pass {
-  kAdam,   // new moments, new weights
-  kNorms,  // LAMB 1: new moments; the squares of w and u, added up in float64
-  kApply,  // LAMB 2: new weights from the moments, where the direction is made once more
-};
 
 // A run of elements of one variable.
 struct Span {
@@ -27,10 +19,6 @@ struct Span {
   const void* g;  // null: zeros
   int64_t size;
   int variable;
-};
-
-struct Norms {
-  double w, u;  // squared
 };
 
 // decay, step: the variable's.

@@ -53,11 +53,27 @@ class Rows {
 
   // sum[0, width) = the values of all places that name the i-th row.
   template <typename G, typename S>
-  void add_up(int64_t i, const G* values, int64_t width, S* sum) const {
+  void add_up(int64_t i, const void* given, int64_t width, void* to) const {
+    const G* values = static_cast<const G*>(given);
+    S* sum = static_cast<S*>(to);
     std::fill(sum, sum + width, S(0));
     for (int64_t k = begins_[i]; k < begins_[i + 1]; ++k) {
       const G* value = values + places_[k] * width;
       for (int64_t j = 0; j < width; ++j) sum[j] += widened(value[j]);
+    }
+  }
+
+  // The same for values of a type known when it runs. The sum is of the type of the moments.
+  void add_up(int64_t i, Type gradient, const void* values, int64_t width, void* sum) const {
+    switch (gradient) {
+      case Type::kHalf:
+        return add_up<Half, float>(i, values, width, sum);
+      case Type::kBFloat16:
+        return add_up<BFloat16, float>(i, values, width, sum);
+      case Type::kFloat:
+        return add_up<float, float>(i, values, width, sum);
+      default:
+        return add_up<double, double>(i, values, width, sum);
     }
   }
 

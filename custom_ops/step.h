@@ -27,14 +27,6 @@ constexpr int64_t kSpan = 16384;  // 256 KiB of float32 w, m, v, g: LAMB's secon
 // last level of the cache when the second begins.
 constexpr int64_t kTogether = 1 << 19;
 
-// One variable in memory. top and g may be null, as in Span.
-struct Tensors {
-  char *w, *m, *v, *top;
-  const char* g;
-  int64_t size;
-  bool decays, adapts;
-};
-
 struct Sizes {
   int64_t variable, state, gradient;  // of an element in bytes
 };
@@ -98,7 +90,7 @@ inline void lamb(Plan& plan, const std::vector<Tensors>& variables, const Scalar
                  const Parallel& parallel) {
   const std::vector<Span>& spans = plan.spans();
   const auto step_of = [&](const Tensors& t, const Norms& n) {
-    return t.adapts ? s.rate * trust_ratio(n.w, n.u, s) : s.rate;
+    return t.adapts ? s.rate * trust_ratio(n, s) : s.rate;
   };
   const auto alone = [&](size_t i) {
     return (i == 0 || spans[i - 1].variable != spans[i].variable) &&

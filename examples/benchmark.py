@@ -59,6 +59,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is im
 
 import keras
 import numpy as np
+import shapes
 import tensorflow as tf
 from rich import box
 from rich.console import Console
@@ -76,32 +77,12 @@ try:
 except ImportError:
     jax = None
 
-Shapes = list[tuple[int, ...]]
 Numbers = dict[str, float]
 FLOOR = "C loop"
 WARM_UP_ROUNDS = 3
 
 
-def bert_base() -> Shapes:
-    width, norm = 768, [(768,), (768,)]
-    dense = [(width, width), (width,)]
-    layer = [*4 * dense, *norm, (width, 4 * width), (4 * width,), (4 * width, width), (width,), *norm]
-    return [(30522, width), (512, width), (2, width), *norm, *12 * layer, *dense]
-
-
-def resnet50() -> Shapes:
-    """torchvision's: convolutions without bias, batch norm's gamma and beta after each, a dense layer."""
-    convolutions: Shapes = [(64, 3, 7, 7)]
-    channels = 64
-    for width, blocks in (64, 3), (128, 4), (256, 6), (512, 3):
-        convolutions.append((4 * width, channels, 1, 1))  # the shortcut of a stage's first block
-        for _ in range(blocks):
-            convolutions += [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
-            channels = 4 * width
-    return [s for kernel in convolutions for s in (kernel, kernel[:1], kernel[:1])] + [(1000, 2048), (1000,)]
-
-
-SETS = {"bert-base": bert_base(), "resnet50": resnet50(), "small": [(64, 64)] * 250 + [(64,)] * 250}
+SETS = {"bert-base": shapes.bert(), "resnet50": shapes.resnet50(), "small": shapes.small()}
 
 
 class Rule(NamedTuple):
@@ -125,7 +106,7 @@ TOLERANCE = 1e-3  # of the weights' change: float32 comes to 1e-4, a step withou
 
 
 class Model:
-    def __init__(self, shapes: Shapes) -> None:
+    def __init__(self, shapes: shapes.Shapes) -> None:
         random = np.random.default_rng(0)
         self.variables = [keras.Variable(random.standard_normal(shape, np.float32)) for shape in shapes]
         self.gradients = [tf.constant(random.standard_normal(shape, np.float32)) for shape in shapes]

@@ -75,7 +75,15 @@ def entry(folder, contents=b"a library", **changes):
     library.write_bytes(contents)
     size, digest = _library.fingerprint(library)
     build = _library.Build(
-        tf.__version__, sysconfig.get_platform(), _library.source_hash(), size, digest, "c++", "-O2", "now"
+        tf.__version__,
+        sysconfig.get_platform(),
+        _library.source_hash(),
+        size,
+        digest,
+        "c++",
+        "",
+        "now",
+        "none",
     )
     (folder / "build.json").write_text(json.dumps(build._replace(**changes)._asdict()))
     return library
@@ -256,17 +264,24 @@ assert {_library.NAME!r} not in open("/proc/self/maps").read()
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """An empty cache, and a $CXX that links by copying a file, which is not loaded unless it is given."""
+    """An empty cache, and a $CXX that links by copying a file, which is not loaded unless it is given.
+
+    There is an nvcc of the same kind where a release of CUDA is given.
+    """
     monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", str(tmp_path / "cache"))
 
-    def make(linked=None, compiling=":"):
+    def make(linked=None, compiling=":", cuda=None):
         if linked is None:
             monkeypatch.setattr(_build, "_TRY", "")
         script = tmp_path / "stand-in-c++"
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        if cuda:
+            (tmp_path / "bin").mkdir()
+            (tmp_path / "bin" / "nvcc").symlink_to(script)
         script.write_text(f"""#!/bin/sh
 for last; do :; done
 case "$*" in
---version) echo "stand-in 1.0"; echo "of no value" ;;
+--version) echo "stand-in 1.0"; echo "Cuda compilation tools, release {cuda}, V{cuda}.1" ;;
 *-fsyntax-only*) ;;
 *-shared*) sleep 0.5; cp "{linked or __file__}" "$last" ;;
 *) {compiling} ;;
@@ -397,14 +412,85 @@ def test_a_cache_that_is_only_read(opened):
 def test_what_is_compiled_for_which_processor(monkeypatch, machine, accepts, sets):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     units = _build._units(["true" if accepts else "false"])
-    loops = [unit for unit in units if unit[0] == "loops.cc"]
-    assert [flag[len("-DTFAV_SET=") :] for unit in loops for flag in unit if "TFAV_SET" in flag] == sets
-    marches = [flag for unit in units for flag in unit if flag.startswith("-march")]
+    loops = [unit.flags for unit in units if unit.source == "loops.cc"]
+    assert [flag[len("-DTFAV_SET=") :] for flags in loops for flag in flags if "TFAV_SET" in flag] == sets
+    marches = [flag for unit in units for flag in unit.flags if flag.startswith("-march")]
     levels = [f"-march=x86-64{'' if name == 'baseline' else '-' + name}" for name in sets]
     assert marches == (levels if machine == "x86_64" else [])
-    assert any("-DTFAV_X86_LEVELS" in unit for unit in units) == (len(sets) > 1)
-    sources = {file.name for file in _library.sources().glob("*.cc")}
-    assert {unit[0] for unit in units} == sources - {"check.cc"}  # the sanitizers' program
+    assert any("-DTFAV_X86_LEVELS" in unit.flags for unit in units) == (len(sets) > 1)
+
+
+def test_every_source_is_compiled():
+    cuda = _build.Cuda(["nvcc"], "nvcc 13.0", ("80",))
+    units = _build._units(["c++"]) + _build._cuda_units(["c++"], cuda)
+    sources = {file.name for pattern in ("*.cc", "*.cu") for file in _library.sources().glob(pattern)}
+    assert {unit.source for unit in units} == sources - {"check.cc"}  # the sanitizers' program
+    assert {unit.source for unit in units if unit.compiler == ["nvcc"]} == {
+        name for name in sources if name.endswith(".cu")
+    }
+
+
+# -- kernels for GPUs ------------------------------------------------------------------------------------
+
+
+def test_where_there_is_nvcc_kernels_for_gpus_are_compiled(stand_in, capsys):
+    stand_in(cuda="12.4")
+    folder = _build.build()
+    told = "80, 90 and PTX of 90, by nvcc 12.4"
+    assert f"kernels for GPUs: {told}" in capsys.readouterr().out
+    build = _library.checked(folder)
+    assert build.cuda == told
+    assert "-gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90" in build.flags
+    assert cli.main(["build", "--cuda-arch", "100a,75"]) == 0
+    assert "kernels for GPUs: 75, 100a and PTX of 100a" in capsys.readouterr().out
+    assert cli.main(["build", "--no-cuda"]) == 0
+    assert "kernels for GPUs: none (--no-cuda)" in capsys.readouterr().out
+    assert len(entries()) == 3
+
+
+def test_the_library_asked_for_last_is_used(stand_in, capsys, monkeypatch):
+    stand_in(cuda="12.4")
+    monkeypatch.setattr(_library, "_open", lambda library: "ops")
+    with_cuda = _build.build()
+    os.utime(with_cuda, (1000, 1000))
+    without = _build.build(cuda=False)
+    assert search().library.parent == without
+    os.utime(without, (2000, 2000))
+    _build.build()
+    assert search().library.parent == with_cuda
+
+
+@pytest.mark.parametrize("release", ["11.7", "9.0"])
+def test_an_old_nvcc(stand_in, capsys, release):
+    stand_in(cuda=release)
+    folder = _build.build()
+    assert (
+        f"none (CUDA 11.8 or later is needed, {os.environ['CUDA_HOME']}/bin/nvcc is "
+        in capsys.readouterr().out
+    )
+    assert _library.checked(folder).cuda.startswith("none (CUDA 11.8 or later")
+
+
+def test_no_nvcc(stand_in, capsys):
+    stand_in()
+    folder = _build.build()
+    assert "kernels for GPUs: none (CUDA_HOME has no bin/nvcc)" in capsys.readouterr().out
+    assert _library.checked(folder).cuda == "none (CUDA_HOME has no bin/nvcc)"
+
+
+def test_an_nvcc_that_fails(stand_in, capsys):
+    stand_in(compiling='case "$*" in *.cu*) echo unsupported GNU version; exit 1 ;; esac', cuda="12.4")
+    assert cli.main(["build"]) == 1
+    error = capsys.readouterr().err
+    assert "unsupported GNU version" in error
+    assert "--no-cuda" in error
+
+
+@pytest.mark.parametrize("text", ["", "sm_80", "80;90", "80,", "native"])
+def test_architectures_that_are_none(capsys, text):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["build", "--cuda-arch", text])
+    assert f"must be like 80,90. Received: {text!r}" in capsys.readouterr().err
 
 
 # -- telling ---------------------------------------------------------------------------------------------
@@ -417,6 +503,8 @@ def test_status(capsys):
     assert pathlib.Path(lines["library"]).is_file()
     assert lines["TensorFlow"] == tf.__version__
     assert "-O3" in lines["flags"]
+    assert lines["GPU kernels"]
+    assert lines["GPU"]
     assert lines["instruction set"] in ("baseline", "x86-64-v3", "x86-64-v4")
     assert lines["cache"] == str(_library.cache())
     assert lines["compiler"]
@@ -433,7 +521,7 @@ def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    for word in ("build", "status", "CXX", "TF_ADAM_VARIANTS_CACHE"):
+    for word in ("build", "status", "CXX", "CUDA_HOME", "TF_ADAM_VARIANTS_CACHE"):
         assert word in text
     with pytest.raises(SystemExit, match="2"):
         cli.main([])

@@ -38,6 +38,8 @@ def status() -> str:
             "library": str(library),
             "built": f"{build.time} by {build.compiler}",
             "flags": build.flags,
+            "GPU kernels": build.cuda,
+            "GPU": _library.gpu_reason() or "ready",
             "instruction set": instruction_set().decode(),
         }
     lines |= {"TensorFlow": tf.__version__, "cache": str(_library.cache())}

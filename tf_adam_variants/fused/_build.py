@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -27,6 +28,11 @@ _ALL = ["-fPIC", "-fvisibility=hidden"]
 _PLAIN = ["-std=c++17", *_ALL]
 _LOOPS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd"]
 _LINK = ["-shared", "-Wl,--no-undefined"]
+# CUDA's runtime is static, hidden, and comes before TensorFlow, which exports functions of the same names.
+_CUDA_LINK = ["-shared", "-cudart", "none", "-nodlink", "-Xlinker", "--no-undefined,--exclude-libs=ALL"]
+_CUDA_RUNTIME = ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+CUDA_ARCHITECTURES = ("80", "90")
+_OLDEST_CUDA = (11, 8)
 _TRY = (
     "import sys, tensorflow as tf; o = tf.load_op_library(sys.argv[1]); [getattr(o, n) for n in sys.argv[2:]]"
 )
@@ -46,16 +52,61 @@ def compiler() -> list[str]:
     raise BuildError(f"A C++ compiler is needed: {where}. Install one or set CXX to one")
 
 
+class Cuda(NamedTuple):
+    """How the kernels for GPUs are compiled."""
+
+    nvcc: list[str]
+    version: str
+    architectures: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.architectures)} and PTX of {self.architectures[-1]}, by {self.version}"
+
+    @property
+    def flags(self) -> list[str]:
+        """Machine code for each architecture, and code that later ones compile for themselves."""
+        codes = [f"arch=compute_{a},code=sm_{a}" for a in self.architectures]
+        newest = self.architectures[-1]
+        codes.append(f"arch=compute_{newest},code=compute_{newest}")
+        gencodes = [flag for code in codes for flag in ("-gencode", code)]
+        return ["-std=c++17", "-O3", *gencodes, "-Xcompiler", ",".join(_ALL)]
+
+
+def cuda_compiler(command: Sequence[str], architectures: Sequence[str] = CUDA_ARCHITECTURES) -> Cuda | str:
+    """How kernels for these architectures are compiled, or why they cannot be.
+
+    Args:
+        command: the C++ compiler, which nvcc needs for the host's part.
+        architectures: compute capabilities without the dot.
+    """
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [f"{home}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, places)), None)
+    if nvcc is None:
+        return "CUDA_HOME has no bin/nvcc" if home else "no nvcc on the PATH or in /usr/local/cuda/bin"
+    told = _run([nvcc, "--version"])
+    release = re.search(r"release (\d+)\.(\d+)", told)
+    if release is None or (int(release[1]), int(release[2])) < _OLDEST_CUDA:
+        return (
+            f"CUDA {_OLDEST_CUDA[0]}.{_OLDEST_CUDA[1]} or later is needed, {nvcc} is {told.splitlines()[-1]}"
+        )
+    host = ["-ccbin", command[0]] if len(command) == 1 else []
+    ordered = sorted(dict.fromkeys(architectures), key=lambda a: int(re.sub(r"\D", "", a)))
+    return Cuda([nvcc, *host], f"nvcc {release[1]}.{release[2]}", tuple(ordered))
+
+
 def version(command: Sequence[str]) -> str:
     """How a compiler introduces itself."""
     return _run([*command, "--version"]).partition("\n")[0]
 
 
-def build(force: bool = False) -> Path:
+def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] = CUDA_ARCHITECTURES) -> Path:
     """Build the library into the cache, unless it is there, and say on stdout what is done.
 
     Args:
         force: whether to build it even if it is there.
+        cuda: whether to compile the kernels for GPUs too, where there is nvcc.
+        architectures: for which ones: compute capabilities without the dot.
 
     Returns:
         Its folder.
@@ -70,26 +121,41 @@ def build(force: bool = False) -> Path:
 
     command = compiler()
     built_by = version(command)
+    kernels = cuda_compiler(command, architectures) if cuda else "--no-cuda"
     units = _units(command)
-    flags = "; ".join(shlex.join(unit) for unit in [*units, _LINK])
+    link, libraries = [*command, *_LINK], [*tf.sysconfig.get_link_flags()]
+    if isinstance(kernels, Cuda):
+        units = _cuda_units(command, kernels) + units
+        link, libraries = [*kernels.nvcc, *_CUDA_LINK], [*_CUDA_RUNTIME, *libraries]
+    made_by = [*([unit.source, *unit.flags] for unit in units), [*link, *libraries]]
+    flags = "; ".join(shlex.join(words) for words in made_by)
     flags = flags.replace(tf.sysconfig.get_lib(), "TENSORFLOW")  # virtual environments share a library
     sources = _library.source_hash()
     key = hashlib.sha256("\n".join([built_by, sysconfig.get_platform(), flags, sources]).encode()).hexdigest()
     folder = _library.cache() / f"tf{tf.__version__}-{key[:16]}"
     if not force and _fits(folder):
+        os.utime(folder)  # the newest is the one that is used
         print(f"Already built: {folder / _library.NAME} (--force builds it anew)")
         return folder
 
-    print(f"TensorFlow {tf.__version__}, {built_by}, sources in {_library.sources()}", flush=True)
+    told = str(kernels) if isinstance(kernels, Cuda) else f"none ({kernels})"
+    print(
+        f"TensorFlow {tf.__version__}, {built_by}, kernels for GPUs: {told}, sources in {_library.sources()}",
+        flush=True,
+    )
     with _scratch() as scratch:
         made = Path(scratch, "made")
         made.mkdir()
 
         def compile_one(number: int) -> str:
-            source, *own = units[number]
+            unit = units[number]
             target = str(Path(scratch, f"{number}.o"))
-            _run([*command, *own, "-c", str(_library.sources() / source), "-o", target])
-            say(" ".join([source, *(flag for flag in own if flag.startswith("-DTFAV_SET"))]))
+            try:
+                _run([*unit.compiler, *unit.flags, "-c", str(_library.sources() / unit.source), "-o", target])
+            except BuildError as error:
+                without = "\n--no-cuda builds without kernels for GPUs" if unit.source.endswith(".cu") else ""
+                raise BuildError(f"{error}{without}") from None
+            say(" ".join([unit.source, *(flag for flag in unit.flags if flag.startswith("-DTFAV_SET"))]))
             return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -97,14 +163,22 @@ def build(force: bool = False) -> Path:
         if _library.source_hash() != sources:
             raise BuildError(f"The sources in {_library.sources()} have changed while they were compiled")
         library = made / _library.NAME
-        _run([*command, *_LINK, *objects, *tf.sysconfig.get_link_flags(), "-o", str(library)])
+        _run([*link, *objects, *libraries, "-o", str(library)])
         say("linked")
         _run([sys.executable, "-c", _TRY, str(library), *_library.OPS])  # it may crash, and not this process
         say("loaded by a new process")
         size, digest = _library.fingerprint(library)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         description = _library.Build(
-            tf.__version__, sysconfig.get_platform(), sources, size, digest, built_by, flags, now
+            tensorflow=tf.__version__,
+            platform=sysconfig.get_platform(),
+            sources=sources,
+            size=size,
+            sha256=digest,
+            compiler=built_by,
+            flags=flags,
+            time=now,
+            cuda=told,
         )
         (made / "build.json").write_text(json.dumps(description._asdict(), indent=2) + "\n")
         _put(made, folder, force)
@@ -112,21 +186,47 @@ def build(force: bool = False) -> Path:
     return folder
 
 
-def _units(command: Sequence[str]) -> list[list[str]]:
-    """What is compiled: a source and its flags. The slowest first."""
+class _Unit(NamedTuple):
+    """What is compiled at once."""
+
+    compiler: Sequence[str]
+    source: str
+    flags: list[str]
+
+
+def _units(command: Sequence[str]) -> list[_Unit]:
+    """The slowest first."""
     levels: dict[str, list[str]] = {"baseline": []}
     if platform.machine() == "x86_64":
         levels = {"baseline": ["-march=x86-64"]}
         probe = [*command, "-march=x86-64-v4", "-fsyntax-only", "-x", "c++", os.devnull]
         if subprocess.run(probe, capture_output=True).returncode == 0:  # not so before GCC 11 and Clang 12
             levels |= {level: [f"-march=x86-64-{level}"] for level in ("v3", "v4")}
-    # Headers of the system give no warnings.
-    tensorflow = [re.sub("^-I", "-isystem", flag) for flag in tf.sysconfig.get_compile_flags()]
-    return [
-        ["step_ops.cc", "-O3", *_ALL, *tensorflow],
-        *(["loops.cc", *_PLAIN, *_LOOPS, f"-DTFAV_SET={name}", *march] for name, march in levels.items()),
-        ["dispatch.cc", "-O2", *_PLAIN, *(["-DTFAV_X86_LEVELS"] if len(levels) > 1 else [])],
+    loops = [
+        _Unit(command, "loops.cc", [*_PLAIN, *_LOOPS, f"-DTFAV_SET={name}", *march])
+        for name, march in levels.items()
     ]
+    chosen = ["-DTFAV_X86_LEVELS"] if len(levels) > 1 else []
+    return [
+        _Unit(command, "cpu_ops.cc", _with_tensorflow()),
+        _Unit(command, "ops.cc", _with_tensorflow()),
+        *loops,
+        _Unit(command, "dispatch.cc", ["-O2", *_PLAIN, *chosen]),
+    ]
+
+
+def _cuda_units(command: Sequence[str], cuda: Cuda) -> list[_Unit]:
+    return [
+        _Unit(cuda.nvcc, "gpu_rows.cu", cuda.flags),
+        _Unit(cuda.nvcc, "gpu_dense.cu", cuda.flags),
+        _Unit(command, "gpu_ops.cc", _with_tensorflow()),
+    ]
+
+
+def _with_tensorflow() -> list[str]:
+    # Headers of the system give no warnings.
+    flags = [re.sub("^-I", "-isystem", flag) for flag in tf.sysconfig.get_compile_flags()]
+    return ["-O3", *_ALL, *flags]
 
 
 def _run(command: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ other sources.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import json
@@ -36,6 +37,7 @@ class Build(NamedTuple):
     compiler: str
     flags: str
     time: str
+    cuda: str  # the architectures of its kernels for GPUs, or why it has none
 
 
 class Found(NamedTuple):
@@ -55,6 +57,25 @@ def load() -> Any:
 def reason() -> str:
     """Why `load()` returns None and what to do about it; '' where it does not."""
     return found().reason
+
+
+@functools.cache
+def gpu_reason() -> str:
+    """Why the ops cannot run on this process's GPUs; '' where they can."""
+    _, library, build, reason = found()
+    if library is None or build is None:
+        return reason
+    functions = ctypes.CDLL(str(library))
+    if not hasattr(functions, "tfav_gpu_ready"):
+        return (
+            f"Of kernels for GPUs, the compiled op has {build.cuda}. Where there is CUDA's nvcc, "
+            "`python -m tf_adam_variants.fused build` builds them"
+        )
+    functions.tfav_gpu_error.restype = ctypes.c_char_p
+    error = functions.tfav_gpu_ready()
+    if not error:
+        return ""
+    return f"CUDA says: {functions.tfav_gpu_error(error).decode()}. The op's kernels are for {build.cuda}"
 
 
 def found() -> Found:

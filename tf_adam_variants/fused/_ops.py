@@ -46,14 +46,16 @@ def reason_against(devices: Iterable[str]) -> str:
     devices = set(devices)
     if "" in devices:
         return "a distribution strategy keeps a copy of each variable for each replica"
-    if len(devices) > 1 or not all(_is_local_cpu(device) for device in devices):
-        return f"the variables must all be on one CPU of this process and are on {', '.join(sorted(devices))}"
-    return "" if _library.load() else _library.reason()
-
-
-def _is_local_cpu(device: str) -> bool:
-    place = tf.DeviceSpec.from_string(device)
-    return place.device_type == "CPU" and place.job in (None, "localhost")
+    places = {tf.DeviceSpec.from_string(device) for device in devices}
+    kinds = {place.device_type for place in places if place.job in (None, "localhost")}
+    if len(places) > 1 or not kinds <= {"CPU", "GPU"}:
+        return (
+            "the variables must all be on one CPU or GPU of this process and are on "
+            f"{', '.join(sorted(devices))}"
+        )
+    if not _library.load():
+        return _library.reason()
+    return _library.gpu_reason() if "GPU" in kinds else ""
 
 
 def step(items: Iterable[Item], numbers: Scalars, square: bool, trust_ratio: bool, exact: bool) -> None:

@@ -1,0 +1,89 @@
+// The ops on a GPU: the kernels of gpu.h on TensorFlow's stream. Needs neither CUDA's headers nor its compiler.
+
+#include "gpu.h"
+#include "op_kernels.h"
+#include "xla/stream_executor/stream.h"
+
+// The tests, where no GPU is, have the kernels compiled for the CPU, and register them there.
+#ifndef TFAV_GPU_DEVICE
+#define TFAV_GPU_DEVICE DEVICE_GPU
+#endif
+
+namespace tensorflow {
+namespace tf_adam_variants {
+namespace {
+
+Status StatusOf(int error) {
+  if (error == 0) return OkStatus();
+  return errors::Internal("The step on the GPU failed: ", tfav_gpu_error(error), " (CUDA error ", error, ")");
+}
+
+void* StreamOf(OpKernelContext* ctx) {
+  const DeviceContext* device = ctx->op_device_context();
+  return device == nullptr ? nullptr : device->stream()->platform_specific_handle().stream;  // null: the tests' CPU
+}
+
+struct Gpu {
+  static Status Copy(OpKernelContext* ctx, void* to, const void* from, size_t bytes) {
+    return StatusOf(tfav_gpu_copy(to, from, int64_t(bytes), StreamOf(ctx)));
+  }
+
+  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Tensors>& t,
+                      const Tensor& scalars) {
+    tfav::GpuStep step = StepOf(kind, scalars);
+    Tensor scratch;
+    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_dense_scratch(t.data(), int64_t(t.size()), &step), &step, &scratch));
+    return StatusOf(tfav_gpu_dense(t.data(), int64_t(t.size()), &step));
+  }
+
+  // The ids are in the GPU's memory, and to look at them would mean to wait for it.
+  static Status CheckIds(const Tensor& ids, int64_t) {
+    if (ids.NumElements() <= INT32_MAX) return OkStatus();
+    return errors::InvalidArgument("A gradient's slices must be fewer than 2^31. Received: ", ids.NumElements());
+  }
+
+  static Status Rows(OpKernelContext* ctx, const Kind& kind, const tfav::Tensors& t, const Tensor& ids, int64_t rows,
+                     bool exact, const Tensor& scalars) {
+    tfav::GpuStep step = StepOf(kind, scalars);
+    const int64_t count = ids.NumElements();
+    Tensor scratch;
+    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_rows_scratch(&t, rows, count, exact), &step, &scratch));
+    return StatusOf(tfav_gpu_rows(&t, rows, ids.data(), count, ids.dtype() == DT_INT64, exact, &step));
+  }
+
+  static Status Squares(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Tensors>& gradients,
+                        double* sum) {
+    tfav::GpuStep step = {};
+    step.gradient = type;
+    Tensor scratch;
+    const int64_t count = int64_t(gradients.size());
+    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_squares_scratch(gradients.data(), count), &step, &scratch));
+    return StatusOf(tfav_gpu_squares(gradients.data(), count, sum, &step));
+  }
+
+ private:
+  static tfav::GpuStep StepOf(const Kind& kind, const Tensor& scalars) {
+    tfav::GpuStep step = {};
+    step.variable = kind.variable;
+    step.gradient = kind.gradient;
+    step.square = kind.square;
+    step.trust_ratio = kind.trust_ratio;
+    step.scalars = static_cast<const double*>(scalars.data());
+    return step;
+  }
+
+  // TensorFlow gives the memory of `scratch` to nobody else before what is on the stream has used it.
+  static Status Prepare(OpKernelContext* ctx, int64_t bytes, tfav::GpuStep* step, Tensor* scratch) {
+    step->stream = StreamOf(ctx);
+    step->scratch_bytes = bytes;
+    TF_RETURN_IF_ERROR(ctx->allocate_temp(DT_UINT8, TensorShape({bytes}), scratch));
+    step->scratch = scratch->data();
+    return OkStatus();
+  }
+};
+
+TFAV_REGISTER_KERNELS(TFAV_GPU_DEVICE, Gpu)
+
+}  // namespace
+}  // namespace tf_adam_variants
+}  // namespace tensorflow

@@ -1,0 +1,202 @@
+// The step of one variable on a GPU, by a gradient that names rows. The ids are sorted, so that those of a row stand side
+// by side, in the order in which they were given; a group of threads takes a row, adds up its gradients, and makes the
+// step. No dense gradient is ever in memory.
+
+#include <cub/device/device_radix_sort.cuh>
+#include <type_traits>
+
+#include "gpu_blocks.h"
+
+namespace tfav {
+namespace {
+
+#ifndef TFAV_MOST_BLOCKS
+#define TFAV_MOST_BLOCKS 4096
+#endif
+constexpr int64_t kMostBlocks = TFAV_MOST_BLOCKS;  // in each launch; a group of threads takes several rows beyond
+
+int64_t blocks_for(int64_t threads) {
+  const int64_t wanted = (threads + kThreads - 1) / kThreads;
+  return wanted < kMostBlocks ? wanted : kMostBlocks;
+}
+
+// All a kernel needs to know of the variable and of the ids.
+struct Task {
+  Tensors t;  // t.g: one row for each id
+  int64_t rows, width, count;
+  const uint64_t* keys;   // the ids, sorted; `rows` for those that no row has
+  const int32_t* places;  // where each was among those given
+  int32_t* first;         // exact: of each row, its first key, or -1
+  int lanes;              // threads that take a row together
+
+  int64_t units() const { return first != nullptr ? rows : count; }
+};
+
+template <typename I>
+__global__ void __launch_bounds__(kThreads)
+    prepare(const I* ids, int64_t count, int64_t rows, uint64_t* keys, int32_t* places) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
+    keys[i] = ids[i] >= 0 && ids[i] < rows ? uint64_t(ids[i]) : uint64_t(rows);
+    places[i] = int32_t(i);
+  }
+}
+
+__device__ __forceinline__ bool begins_row(const Task& task, int64_t i) {
+  return task.keys[i] < uint64_t(task.rows) && (i == 0 || task.keys[i - 1] != task.keys[i]);
+}
+
+__global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ Task task) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < task.count; i += int64_t(gridDim.x) * kThreads) {
+    if (begins_row(task, i)) task.first[task.keys[i]] = int32_t(i);
+  }
+}
+
+// norms: of each block, where kPass makes them. step: where kPass takes it.
+template <typename T, typename G, Pass kPass, bool kSquare, bool kMaximum>
+__global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more, the compiler would spill registers
+    rows(const __grid_constant__ Task task, const __grid_constant__ Numbers numbers, Norms* norms,
+         const double* made_step) {
+  using S = typename StateOf<T>::type;
+  const Scalars scalars = numbers.get();
+  const Formula<S> formula(scalars);
+  const S decay = S(task.t.decays ? scalars.decay : 0.0);
+  const S step = S(kPass == Pass::kApply ? *made_step : 1.0);
+  Norms sum = {0, 0};
+  const int groups = kThreads / task.lanes, lane = threadIdx.x % task.lanes;
+  const int64_t units = task.first != nullptr ? task.rows : task.count;
+  for (int64_t unit = int64_t(blockIdx.x) * groups + threadIdx.x / task.lanes; unit < units;
+       unit += int64_t(gridDim.x) * groups) {
+    int64_t row = unit, begin = task.count;  // exact: a row, which need not be named
+    if (task.first != nullptr) {
+      if (task.first[row] >= 0) begin = task.first[row];
+    } else {  // lazy: a place in the sorted ids
+      if (!begins_row(task, unit)) continue;
+      row = int64_t(task.keys[unit]);
+      begin = unit;
+    }
+    for (int64_t column = lane; column < task.width; column += task.lanes) {
+      S gradient = 0;
+      if constexpr (kPass != Pass::kApply) {
+        const G* const values = reinterpret_cast<const G*>(task.t.g) + column;
+        for (int64_t i = begin; i < task.count && task.keys[i] == uint64_t(row); ++i) {
+          gradient += S(widened(values[task.places[i] * task.width]));
+        }
+      }
+      const int64_t i = row * task.width + column;
+      advance<kPass, kSquare, kMaximum, 1>(
+          formula, decay, step, reinterpret_cast<T*>(task.t.w) + i, reinterpret_cast<S*>(task.t.m) + i,
+          reinterpret_cast<S*>(task.t.v) + i, kMaximum ? reinterpret_cast<S*>(task.t.top) + i : nullptr, &gradient,
+          &sum);
+    }
+  }
+  if constexpr (kPass == Pass::kNorms) {
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) norms[blockIdx.x] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    rows_trust_ratio(const __grid_constant__ Numbers numbers, bool adapts, const Norms* norms, int64_t count,
+                     double* step) {
+  const Norms sum = sum_of(norms, count);
+  if (threadIdx.x == 0) {
+    const Scalars scalars = numbers.get();
+    *step = scalars.rate * (adapts ? trust_ratio(sum, scalars) : 1.0);
+  }
+}
+
+// Where things are in the scratch: each at a multiple of 16 bytes.
+struct Scratch {
+  uint64_t *keys, *sorted_keys;
+  int32_t *places, *sorted_places, *first;
+  Norms* norms;
+  double* step;
+  void* sorting;
+  size_t sorting_bytes;
+  int64_t bytes;
+
+  // How many bits of the keys the sort looks at: those of `rows`.
+  static int bits(int64_t rows) {
+    int bits = 1;
+    while (rows >> bits != 0) ++bits;
+    return bits;
+  }
+
+  cudaError_t sort(int64_t rows, int64_t count, void* stream) {
+    return cub::DeviceRadixSort::SortPairs(sorting, sorting_bytes, keys, sorted_keys, places, sorted_places,
+                                           int(count), 0, bits(rows), static_cast<cudaStream_t>(stream));
+  }
+
+  Scratch(void* base, int64_t rows, int64_t count, bool exact) : sorting(nullptr), bytes(0) {
+    const auto take = [&](int64_t more) {
+      const uintptr_t at = reinterpret_cast<uintptr_t>(base) + bytes;  // base is null where only the size is asked for
+      bytes += (more + 15) / 16 * 16;
+      return reinterpret_cast<void*>(at);
+    };
+    keys = static_cast<uint64_t*>(take(count * 8));
+    sorted_keys = static_cast<uint64_t*>(take(count * 8));
+    places = static_cast<int32_t*>(take(count * 4));
+    sorted_places = static_cast<int32_t*>(take(count * 4));
+    first = exact ? static_cast<int32_t*>(take(rows * 4)) : nullptr;
+    norms = static_cast<Norms*>(take(kMostBlocks * int64_t(sizeof(Norms))));
+    step = static_cast<double*>(take(8));
+    sorting_bytes = 0;
+    sort(rows, count, nullptr);  // with no memory for it, it tells how much it needs
+    sorting = take(int64_t(sorting_bytes));
+  }
+};
+
+}  // namespace
+}  // namespace tfav
+
+using namespace tfav;
+
+#define TFAV_RETURN_ERROR(call) \
+  if (const cudaError_t error = (call)) return error
+
+int64_t tfav_gpu_rows_scratch(const Tensors*, int64_t rows, int64_t ids, int exact) {
+  return Scratch(nullptr, rows, ids, exact != 0).bytes;
+}
+
+int tfav_gpu_rows(const Tensors* t, int64_t rows, const void* ids, int64_t count, int ids_are_int64, int exact,
+                  const GpuStep* step) {
+  if (t->size == 0) return cudaSuccess;
+  if (count > INT32_MAX) return cudaErrorInvalidValue;
+  Scratch scratch(step->scratch, rows, count, exact != 0);
+  if (step->scratch_bytes < scratch.bytes) return cudaErrorInvalidValue;
+  void* const stream = step->stream;
+  if (count > 0) {
+    if (ids_are_int64 != 0) {
+      TFAV_RETURN_ERROR(launch(prepare<int64_t>, blocks_for(count), stream, static_cast<const int64_t*>(ids), count,
+                               rows, scratch.keys, scratch.places));
+    } else {
+      TFAV_RETURN_ERROR(launch(prepare<int32_t>, blocks_for(count), stream, static_cast<const int32_t*>(ids), count,
+                               rows, scratch.keys, scratch.places));
+    }
+    TFAV_RETURN_ERROR(scratch.sort(rows, count, stream));
+  }
+  Task task = {*t, rows, t->size / rows, count, scratch.sorted_keys, scratch.sorted_places, scratch.first, 1};
+  while (task.lanes < kThreads && task.lanes < task.width) task.lanes *= 2;
+  if (exact != 0) {
+    const size_t bytes = size_t(rows) * sizeof *scratch.first;
+    TFAV_RETURN_ERROR(cudaMemsetAsync(scratch.first, 0xff, bytes, static_cast<cudaStream_t>(stream)));
+    TFAV_RETURN_ERROR(launch(find_rows, blocks_for(count), stream, task));
+  }
+  const Numbers numbers(*step);
+  const int64_t blocks = blocks_for(task.units() * task.lanes);
+  const bool maximum = t->top != nullptr;
+  return with_types(step->variable, step->gradient, [&](auto* w, auto* g) -> cudaError_t {
+    using T = std::remove_pointer_t<decltype(w)>;
+    using G = std::remove_pointer_t<decltype(g)>;
+    if (!step->trust_ratio) {
+      const auto kernel =
+          step->square ? (maximum ? tfav::rows<T, G, Pass::kAdam, true, true> : tfav::rows<T, G, Pass::kAdam, true, false>)
+                       : (maximum ? tfav::rows<T, G, Pass::kAdam, false, true> : tfav::rows<T, G, Pass::kAdam, false, false>);
+      return launch(kernel, blocks, stream, task, numbers, nullptr, nullptr);
+    }
+    TFAV_RETURN_ERROR(launch(tfav::rows<T, G, Pass::kNorms, false, false>, blocks, stream, task, numbers,
+                             scratch.norms, nullptr));
+    TFAV_RETURN_ERROR(launch(rows_trust_ratio, 1, stream, numbers, t->adapts, scratch.norms, blocks, scratch.step));
+    return launch(tfav::rows<T, T, Pass::kApply, false, false>, blocks, stream, task, numbers, nullptr, scratch.step);
+  });
+}

@@ -1,0 +1,268 @@
+// The ops' kernels but for the arithmetic, which a Device does: attributes, locks, checks of what they are given, and
+// the way from TensorFlow's variables to plain pointers.
+//
+// A Device has
+//   static Status Copy(OpKernelContext*, void* to, const void* from, size_t bytes);
+//   static Status Dense(OpKernelContext*, const Kind&, const std::vector<tfav::Tensors>&, const Tensor& scalars);
+//   static Status CheckIds(const Tensor& ids, int64_t rows);
+//   static Status Rows(OpKernelContext*, const Kind&, const tfav::Tensors&, const Tensor& ids, int64_t rows, bool exact,
+//                      const Tensor& scalars);
+//   static Status Squares(OpKernelContext*, tfav::Type, const std::vector<tfav::Tensors>&, double* sum);
+// Dense and Rows are called after all checks, while the variables are locked; the g of Rows are the ids' rows.
+
+#ifndef TF_ADAM_VARIANTS_OP_KERNELS_H_
+#define TF_ADAM_VARIANTS_OP_KERNELS_H_
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "adam_math.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
+#include "tensors.h"
+
+namespace tensorflow {
+namespace tf_adam_variants {
+
+// What distinguishes one step from another, beside numbers.
+struct Kind {
+  tfav::Type variable, gradient;
+  bool square, maximum, trust_ratio;
+};
+
+inline tfav::Type TypeOf(DataType type) {
+  return type == DT_HALF       ? tfav::Type::kHalf
+         : type == DT_BFLOAT16 ? tfav::Type::kBFloat16
+         : type == DT_FLOAT    ? tfav::Type::kFloat
+                               : tfav::Type::kDouble;
+}
+
+// The variables of a step, locked against everybody else as long as this lives.
+class Locked {
+ public:
+  // Handles first, first + 1, ..., first + count - 1 of the op's inputs.
+  Status Lock(OpKernelContext* ctx, int first, int count) {
+    vars_.resize(count);
+    std::vector<mutex*> mutexes(count);
+    for (int i = 0; i < count; ++i) {
+      TF_RETURN_IF_ERROR(LookupResource(ctx, HandleFromInput(ctx, first + i), &vars_[i]));
+      mutexes[i] = vars_[i]->mu();
+    }
+    std::sort(mutexes.begin(), mutexes.end());  // TensorFlow's order: nobody waits in a circle
+    if (std::adjacent_find(mutexes.begin(), mutexes.end()) != mutexes.end()) {
+      return errors::InvalidArgument("The variables of one step must all be different ones");
+    }
+    locks_.reserve(count);
+    for (mutex* m : mutexes) locks_.emplace_back(*m);
+    return OkStatus();
+  }
+
+  // The i-th variable, which must be of this type and, unless null, shape.
+  Status Check(int i, DataType dtype, const TensorShape* shape) const {
+    const Var& var = *vars_[i];
+    if (!vars_[i]->is_initialized) return errors::FailedPrecondition("A variable of the step is not initialized");
+    const Tensor& tensor = *vars_[i]->tensor();
+    if (tensor.dtype() != dtype || (shape != nullptr && tensor.shape() != *shape)) {
+      return errors::InvalidArgument(
+          "A variable of the step must be ", DataTypeString(dtype),
+          shape == nullptr ? "" : " of shape " + shape->DebugString(), ". Received: ", var.DebugString());
+    }
+    return OkStatus();
+  }
+
+  const Tensor& tensor(int i) const { return *vars_[i]->tensor(); }
+
+  // Memory of the i-th variable that nobody else reads: a dense read that is still alive shares the tensor, and
+  // then the variable gets a copy of its own. Sparse reads hold the lock instead.
+  template <typename Device>
+  Status Writable(OpKernelContext* ctx, int i, char** data) {
+    Tensor* tensor = vars_[i]->tensor();
+    if (!tensor->RefCountIsOne()) {
+      Tensor copy;
+      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
+      TF_RETURN_IF_ERROR(Device::Copy(ctx, copy.data(), tensor->data(), tensor->TotalBytes()));
+      *tensor = copy;
+    }
+    *data = static_cast<char*>(tensor->data());
+    return OkStatus();
+  }
+
+ private:
+  std::vector<core::RefCountPtr<Var>> vars_;
+  std::vector<mutex_lock> locks_;  // released before the variables are
+};
+
+template <typename Device>
+class Step : public OpKernel {
+ public:
+  explicit Step(OpKernelConstruction* ctx) : OpKernel(ctx) {
+    DataType gradient;
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("T", &type_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &gradient));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("square", &kind_.square));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("trust_ratio", &kind_.trust_ratio));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_maxima", &maxima_));
+    kind_.variable = TypeOf(type_);
+    kind_.gradient = TypeOf(gradient);
+    kind_.maximum = maxima_ > 0;
+    OP_REQUIRES(ctx, !(kind_.trust_ratio && (kind_.square || kind_.maximum)),
+                errors::InvalidArgument("A step with a trust ratio takes neither `square` nor `maximum`"));
+    OP_REQUIRES(ctx, kind_.gradient == kind_.variable || kind_.gradient == tfav::state_of(kind_.variable),
+                errors::InvalidArgument("Gradients must be of the type of the variables, ", DataTypeString(type_),
+                                        ", or of their moments. Received: ", DataTypeString(gradient)));
+  }
+
+ protected:
+  static Status CheckScalars(const Tensor& scalars) {
+    if (scalars.dims() == 1 && scalars.NumElements() == tfav::kScalars) return OkStatus();
+    return errors::InvalidArgument("scalars must have shape [", tfav::kScalars,
+                                   "]. Received: ", scalars.shape().DebugString());
+  }
+
+  Status CheckOne(const Locked& vars, int i, int n, const TensorShape* shape) const {
+    const DataType state = type_ == DT_DOUBLE ? DT_DOUBLE : DT_FLOAT;
+    TF_RETURN_IF_ERROR(vars.Check(i, type_, shape));
+    for (int slot = 1; slot < (kind_.maximum ? 4 : 3); ++slot) {
+      TF_RETURN_IF_ERROR(vars.Check(slot * n + i, state, &vars.tensor(i).shape()));
+    }
+    return OkStatus();
+  }
+
+  // Variable i of n and its slots. Call it after all checks: it may copy.
+  Status TensorsOf(OpKernelContext* ctx, Locked* vars, int i, int n, tfav::Tensors* t) const {
+    t->size = vars->tensor(i).NumElements();
+    t->top = nullptr;
+    TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, i, &t->w));
+    TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, n + i, &t->m));
+    TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, 2 * n + i, &t->v));
+    return kind_.maximum ? vars->Writable<Device>(ctx, 3 * n + i, &t->top) : OkStatus();
+  }
+
+  DataType type_;
+  Kind kind_;
+  int maxima_;
+};
+
+template <typename Device>
+class DenseStep : public Step<Device> {
+ public:
+  explicit DenseStep(OpKernelConstruction* ctx) : Step<Device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("N", &n_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("decays", &decays_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("adapts", &adapts_));
+    OP_REQUIRES(ctx,
+                int(decays_.size()) == n_ && int(adapts_.size()) == n_ &&
+                    (this->maxima_ == 0 || this->maxima_ == n_),
+                errors::InvalidArgument("decays, adapts and maxima must have one element a variable"));
+  }
+
+  void Compute(OpKernelContext* ctx) override {
+    const int slots = this->maxima_ > 0 ? 4 : 3, gradients = 1 + slots * n_;
+    OP_REQUIRES_OK(ctx, this->CheckScalars(ctx->input(0)));
+    Locked vars;
+    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, slots * n_));
+    for (int i = 0; i < n_; ++i) {  // all checks first: a step is taken by all variables or by none
+      const TensorShape& shape = ctx->input(gradients + i).shape();
+      OP_REQUIRES_OK(ctx, this->CheckOne(vars, i, n_, &shape));
+    }
+    std::vector<tfav::Tensors> t(n_);
+    for (int i = 0; i < n_; ++i) {
+      OP_REQUIRES_OK(ctx, this->TensorsOf(ctx, &vars, i, n_, &t[i]));
+      t[i].g = static_cast<const char*>(ctx->input(gradients + i).data());
+      t[i].decays = decays_[i];
+      t[i].adapts = adapts_[i];
+    }
+    OP_REQUIRES_OK(ctx, Device::Dense(ctx, this->kind_, t, ctx->input(0)));
+  }
+
+ private:
+  int n_;
+  std::vector<bool> decays_, adapts_;
+};
+
+template <typename Device>
+class RowsStep : public Step<Device> {
+ public:
+  explicit RowsStep(OpKernelConstruction* ctx) : Step<Device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("decays", &decays_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("adapts", &adapts_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("exact", &exact_));
+    OP_REQUIRES(ctx, this->maxima_ <= 1, errors::InvalidArgument("There must be at most one of maxima"));
+  }
+
+  void Compute(OpKernelContext* ctx) override {
+    const Tensor& values = ctx->input(4 + this->maxima_);
+    const Tensor& ids = ctx->input(5 + this->maxima_);
+    OP_REQUIRES_OK(ctx, this->CheckScalars(ctx->input(0)));
+    Locked vars;
+    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, 3 + this->maxima_));
+    OP_REQUIRES_OK(ctx, this->CheckOne(vars, 0, 1, nullptr));
+    const TensorShape shape = vars.tensor(0).shape();
+    OP_REQUIRES(ctx, shape.dims() >= 1 && ids.dims() == 1 && values.dims() == shape.dims(),
+                errors::InvalidArgument("ids must be a vector, values rows of the variable, ", shape.DebugString(),
+                                        ". Received: ", ids.shape().DebugString(), " and ",
+                                        values.shape().DebugString()));
+    TensorShape wanted = shape;
+    wanted.set_dim(0, ids.dim_size(0));
+    OP_REQUIRES(ctx, values.shape() == wanted,
+                errors::InvalidArgument("values must have shape ", wanted.DebugString(),
+                                        ". Received: ", values.shape().DebugString()));
+    OP_REQUIRES_OK(ctx, Device::CheckIds(ids, shape.dim_size(0)));
+    tfav::Tensors t;
+    OP_REQUIRES_OK(ctx, this->TensorsOf(ctx, &vars, 0, 1, &t));
+    t.g = static_cast<const char*>(values.data());
+    t.decays = decays_;
+    t.adapts = adapts_;
+    OP_REQUIRES_OK(ctx, Device::Rows(ctx, this->kind_, t, ids, shape.dim_size(0), exact_, ctx->input(0)));
+  }
+
+ private:
+  bool decays_, adapts_, exact_;
+};
+
+template <typename Device>
+class SquaredNorm : public OpKernel {
+ public:
+  explicit SquaredNorm(OpKernelConstruction* ctx) : OpKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &type_));
+  }
+
+  void Compute(OpKernelContext* ctx) override {
+    std::vector<tfav::Tensors> gradients(ctx->num_inputs(), tfav::Tensors{});
+    for (int i = 0; i < ctx->num_inputs(); ++i) {
+      gradients[i].g = static_cast<const char*>(ctx->input(i).data());
+      gradients[i].size = ctx->input(i).NumElements();
+    }
+    Tensor* sum;
+    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({}), &sum));
+    OP_REQUIRES_OK(ctx, Device::Squares(ctx, TypeOf(type_), gradients, static_cast<double*>(sum->data())));
+  }
+
+ private:
+  DataType type_;
+};
+
+}  // namespace tf_adam_variants
+}  // namespace tensorflow
+
+// The kernels of a device. Handles of variables are always in the host's memory.
+#define TFAV_REGISTER_KERNELS(place, device)                                                              \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")                                                \
+                              .Device(place)                                                              \
+                              .HostMemory("variables")                                                    \
+                              .HostMemory("momentums")                                                    \
+                              .HostMemory("velocities")                                                   \
+                              .HostMemory("maxima"),                                                      \
+                          DenseStep<device>);                                                             \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>RowsStep")                                                 \
+                              .Device(place)                                                              \
+                              .HostMemory("variable")                                                     \
+                              .HostMemory("momentum")                                                     \
+                              .HostMemory("velocity")                                                     \
+                              .HostMemory("maxima"),                                                      \
+                          RowsStep<device>);                                                              \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(place), SquaredNorm<device>);
+
+#endif  // TF_ADAM_VARIANTS_OP_KERNELS_H_

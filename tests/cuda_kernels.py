@@ -1,0 +1,766 @@
+"""The kernels for GPUs, without TensorFlow: whether they are right, and how fast they are.
+
+    python tests/cuda_kernels.py check             # wants an NVIDIA GPU, nvcc, NumPy, and PyTorch or CuPy
+    python tests/cuda_kernels.py bench             # and PyTorch, which it compares with
+    python tests/cuda_kernels.py check --on-cpu    # the same kernels, compiled for a CPU: tests/cuda_on_cpu
+
+`check` compares steps with the oracle of the other tests (float64, from the papers) over all types of
+variables and gradients, random and special numbers, odd, unaligned, tiny and huge arrays, one variable and
+thousands, gradients by rows with repeated ids. Every array lies between two stretches of poison, of which
+nothing may be written; scratch memory is poison to begin with; every step is made twice and must give the
+same bits; gradients must stay as they were.
+
+`bench` measures milliseconds a step by CUDA events, all contestants in turn in each round, and prints the
+median of the rounds, the bytes a step must move over that time, and their share of what a copy on the device
+moves. A step of Adam's family must move 28 bytes a float32 parameter, LAMB's 40: its second pass reads w, m
+and v again.
+"""
+
+import argparse
+import ctypes
+import functools
+import gc
+import itertools
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import oracle
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_rows.cu")]
+ON_CPU = ROOT / "tests" / "cuda_on_cpu"
+POISON = 0xFF  # NaN in every type
+
+# -- the library -----------------------------------------------------------------------------------------
+
+
+def nvcc():
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def build(folder, on_cpu=False, flags=()):
+    """The kernels as a library of their own."""
+    library = Path(folder, "kernels.so")
+    if on_cpu:
+        command = ["c++", "-std=c++17", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread"]
+        command += ["-Wno-unknown-pragmas", f"-I{ON_CPU}", *flags, "-x", "c++"]
+    else:
+        command = [
+            nvcc() or "nvcc",
+            "-std=c++17",
+            "-O3",
+            "-arch=native",
+            "-shared",
+            "-Xcompiler",
+            "-fPIC",
+            *flags,
+        ]
+    subprocess.run([*command, *map(str, SOURCES), "-o", str(library)], check=True)
+    return library
+
+
+class Tensors(ctypes.Structure):
+    """tfav::Tensors of tensors.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("w", "m", "v", "top", "g")]
+    _fields_ += [("size", ctypes.c_int64), ("decays", ctypes.c_bool), ("adapts", ctypes.c_bool)]
+
+
+class Step(ctypes.Structure):
+    """tfav::GpuStep of gpu.h."""
+
+    _fields_ = [("variable", ctypes.c_int), ("gradient", ctypes.c_int)]
+    _fields_ += [(name, ctypes.c_bool) for name in ("square", "trust_ratio", "scalars_on_host")]
+    _fields_ += [("scalars", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
+    _fields_ += [("scratch_bytes", ctypes.c_int64), ("stream", ctypes.c_void_p)]
+
+
+class Kernels:
+    """The functions of gpu.h. Those that launch raise where CUDA returns an error."""
+
+    def __init__(self, library):
+        self.library = ctypes.CDLL(str(library))
+        wide, pointer = ctypes.c_int64, ctypes.c_void_p
+        step, tensors = ctypes.POINTER(Step), ctypes.POINTER(Tensors)
+        self.library.tfav_gpu_error.restype = ctypes.c_char_p
+        for name, arguments in {
+            "dense": (tensors, wide, step),
+            "rows": (tensors, wide, pointer, wide, ctypes.c_int, ctypes.c_int, step),
+            "squares": (tensors, wide, pointer, step),
+            "copy": (pointer, pointer, wide, pointer),
+            "ready": (),
+        }.items():
+            setattr(self, name, self._checked(name, arguments))
+        for name, arguments in {
+            "dense_scratch": (tensors, wide, step),
+            "rows_scratch": (tensors, wide, wide, ctypes.c_int),
+            "squares_scratch": (tensors, wide),
+        }.items():
+            function = getattr(self.library, f"tfav_gpu_{name}")
+            function.argtypes, function.restype = arguments, wide
+            setattr(self, name, function)
+
+    def _checked(self, name, arguments):
+        function = getattr(self.library, f"tfav_gpu_{name}")
+        function.argtypes = arguments
+
+        def call(*given):
+            if error := function(*given):
+                raise RuntimeError(f"{name}: {self.library.tfav_gpu_error(error).decode()} ({error})")
+
+        return call
+
+
+# -- memory ----------------------------------------------------------------------------------------------
+
+
+class OnCpu:
+    """The host's memory, for kernels that were compiled for it."""
+
+    name = "the CPU"
+    stream = None
+
+    def allocate(self, size):
+        buffer = np.full(size + 16, POISON, np.uint8)
+        return buffer[-buffer.ctypes.data % 16 :][:size]
+
+    zeros = staticmethod(lambda size: np.zeros(size, np.uint8))
+    address = staticmethod(lambda buffer: buffer.ctypes.data)
+    write = staticmethod(lambda buffer, data: buffer.__setitem__(slice(None), data))
+    read = staticmethod(lambda buffer: buffer.copy())
+    free_bytes = staticmethod(lambda: 0)
+
+
+class WithTorch:
+    """A GPU's memory through PyTorch."""
+
+    def __init__(self):
+        import torch
+
+        self.torch = torch
+        self.name = torch.cuda.get_device_name()
+        self.stream = torch.cuda.current_stream().cuda_stream
+
+    def allocate(self, size):
+        return self.torch.full((size,), POISON, dtype=self.torch.uint8, device="cuda")
+
+    def zeros(self, size):
+        return self.torch.zeros(size, dtype=self.torch.uint8, device="cuda")
+
+    def free_bytes(self):
+        return self.torch.cuda.mem_get_info()[0]
+
+    address = staticmethod(lambda buffer: buffer.data_ptr())
+    read = staticmethod(lambda buffer: buffer.cpu().numpy())
+
+    def write(self, buffer, data):
+        buffer.copy_(self.torch.from_numpy(data))
+
+
+class WithCupy:
+    """A GPU's memory through CuPy."""
+
+    def __init__(self):
+        import cupy
+
+        self.cupy = cupy
+        self.name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        self.stream = cupy.cuda.get_current_stream().ptr
+
+    def allocate(self, size):
+        return self.cupy.full(size, POISON, self.cupy.uint8)
+
+    def zeros(self, size):
+        return self.cupy.zeros(size, self.cupy.uint8)
+
+    def free_bytes(self):
+        return self.cupy.cuda.runtime.memGetInfo()[0]
+
+    address = staticmethod(lambda buffer: buffer.data.ptr)
+    read = staticmethod(lambda buffer: buffer.get())
+    write = staticmethod(lambda buffer, data: buffer.set(data))
+
+
+def on_gpu():
+    try:
+        return WithTorch()
+    except ImportError:
+        return WithCupy()
+
+
+class Type(NamedTuple):
+    """A type of elements: how NumPy holds it (bfloat16 by its bits), and half its distance at 1."""
+
+    number: int
+    held: type
+    rounding: float
+
+    @property
+    def state(self):
+        return DOUBLE if self is DOUBLE else FLOAT
+
+    def stored(self, values):
+        """The bits of the nearest numbers of this type."""
+        if self is not BFLOAT16:
+            with np.errstate(over="ignore"):
+                return np.asarray(values, self.held)
+        bits = np.atleast_1d(np.asarray(values, np.float32)).view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+    def real(self, held):
+        """Numbers in float64."""
+        if self is BFLOAT16:
+            return (held.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return held.astype(np.float64)
+
+
+HALF, BFLOAT16 = Type(0, np.float16, 2.0**-11), Type(1, np.uint16, 2.0**-8)
+FLOAT, DOUBLE = Type(2, np.float32, 2.0**-24), Type(3, np.float64, 2.0**-53)
+NAMES = {HALF: "float16", BFLOAT16: "bfloat16", FLOAT: "float32", DOUBLE: "float64"}
+PAIRS = [
+    (FLOAT, FLOAT),
+    (DOUBLE, DOUBLE),
+    (HALF, HALF),
+    (BFLOAT16, BFLOAT16),
+    (HALF, FLOAT),
+    (BFLOAT16, FLOAT),
+]
+
+
+class Array:
+    """Elements in the device's memory, between two stretches of poison."""
+
+    MARGIN = 64
+
+    def __init__(self, memory, held, shift=0):
+        """shift: how many elements from an address that is a multiple of 16."""
+        self.memory, self.held = memory, held
+        self.begin = self.MARGIN + int(shift) * held.itemsize
+        self.buffer = memory.allocate(self.begin + held.nbytes + self.MARGIN)
+        data = np.full(self.begin + held.nbytes + self.MARGIN, POISON, np.uint8)
+        data[self.begin : self.begin + held.nbytes] = np.ascontiguousarray(held).reshape(-1).view(np.uint8)
+        memory.write(self.buffer, data)
+        self.address = memory.address(self.buffer) + self.begin
+
+    def read(self):
+        data = self.memory.read(self.buffer)
+        assert (data[: self.begin] == POISON).all(), "written before the beginning"
+        assert (data[self.begin + self.held.nbytes :] == POISON).all(), "written beyond the end"
+        return data[self.begin : self.begin + self.held.nbytes].view(self.held.dtype).reshape(self.held.shape)
+
+
+# -- what is checked -------------------------------------------------------------------------------------
+
+DEFAULTS = {"beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-6}
+
+
+class Case(NamedTuple):
+    """A rule of the oracle with its terms."""
+
+    name: str
+    rule: object
+    terms: dict = types.MappingProxyType({})
+
+    @property
+    def all_terms(self):
+        return ({"nu_1": 1.0, "nu_2": 1.0} if self.rule is oracle.qhadam else {}) | DEFAULTS | self.terms
+
+    @property
+    def lamb(self):
+        return self.rule is oracle.lamb
+
+    @property
+    def maximum(self):
+        return self.terms.get("amsgrad", False)
+
+    @property
+    def square(self):
+        return self.terms.get("nu_2", 1.0) != 1
+
+    def scalars(self, t, rate, decay, scale):
+        """The numbers of adam_math.h, in their order."""
+        b1, b2, epsilon = (self.all_terms[name] for name in DEFAULTS)
+        nu_1, nu_2 = self.terms.get("nu_1", 1.0), self.terms.get("nu_2", 1.0)
+        corrected = self.terms.get("bias_correction", True)
+        c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
+        factor = 1.0 if self.lamb else rate
+        if nu_2 == 1:  # top and bottom times sqrt(c2)
+            k = math.sqrt(c2)
+            parts = [k * factor * (1 - nu_1), k * factor * nu_1 / c1, 0.0, 1.0, k * epsilon]
+        else:
+            parts = [factor * (1 - nu_1), factor * nu_1 / c1, 1 - nu_2, nu_2 / c2, epsilon]
+        share_1 = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
+        low, high = self.terms.get("trust_ratio_min"), self.terms.get("trust_ratio_max")
+        bounds = [0.0 if low is None else low, math.inf if high is None else high]
+        return np.array([*parts, 1 - b1, share_1, 1 - b2, decay, scale, rate, *bounds])
+
+
+CASES = [
+    Case("AdamW", oracle.adamw),
+    Case("AdamW amsgrad", oracle.adamw, {"amsgrad": True}),
+    Case("QHAdam", oracle.qhadam, {"nu_1": 0.7}),
+    Case("QHAdam nu_2", oracle.qhadam, {"nu_1": 0.8, "nu_2": 0.6}),
+    Case("LAMB", oracle.lamb),
+    Case("LAMB plain", oracle.lamb, {"bias_correction": False, "grad_averaging": False}),
+    Case("LAMB bounded", oracle.lamb, {"trust_ratio_min": 0.3, "trust_ratio_max": 0.6}),
+]
+
+
+class Variable:
+    """One variable before a step, in its types."""
+
+    def __init__(self, rng, type_, gradient, size, decays=True, adapts=True, draw=None):
+        draw = draw or (lambda: rng.normal(size=size))
+        self.type, self.gradient, self.decays, self.adapts = type_, gradient, decays, adapts
+        state = type_.state
+        self.w = type_.stored(draw())
+        self.m = state.stored(0.1 * draw())
+        self.v = state.stored(0.01 + np.abs(draw()))
+        self.top = state.stored(state.real(self.v) * 1.01)
+        self.g = gradient.stored(draw())
+
+    def arrays(self, memory, maximum, shifts=(0,) * 5):
+        values = [self.w, self.m, self.v, self.top, self.g]
+        arrays = [Array(memory, value, shift) for value, shift in zip(values, shifts, strict=True)]
+        if not maximum:
+            arrays[3] = None
+        return arrays
+
+    def tensors(self, arrays):
+        addresses = [None if array is None else array.address for array in arrays]
+        return Tensors(*addresses, self.w.size, self.decays, self.adapts)
+
+    def expected(self, case, t, rate, decay, scale, g=None):
+        """What the oracle makes of w, m, v and the largest v, and by how much rounding may change each."""
+        # What the kernels cannot know is lost before: gradients are scaled in the type of the arithmetic.
+        state = self.type.state
+        ulp = 2 * state.rounding
+        w, m, v = self.type.real(self.w), state.real(self.m), state.real(self.v)
+        g = scale * (self.gradient.real(self.g) if g is None else g)
+        terms = dict(case.all_terms)
+        decay = decay if self.decays else 0.0
+        weighed = decay if case.lamb else decay * rate
+        if case.lamb:
+            terms["adapted"] = self.adapts
+        slots = {"m": m, "v": v} | ({"vhat": state.real(self.top)} if case.maximum else {})
+        with np.errstate(all="ignore"):
+            want = case.rule(w, g, t, slots, rate, weighed, **terms)
+            # The same where nothing cancels: what rounding is relative to.
+            sizes = {"m": np.abs(m), "v": v} | ({"vhat": state.real(self.top)} if case.maximum else {})
+            if case.lamb:
+                terms["adapted"] = False
+                moved = case.rule(w, g, t, {"m": m, "v": v}, rate, weighed, **terms) - w
+                taken = np.sqrt(np.sum((want - w) ** 2) / max(np.sum(moved**2), 1e-300))
+                u = rate * weighed * np.abs(w)
+                most = taken * (np.abs(case.rule(0 * w, np.abs(g), t, sizes, rate, 0.0, **terms)) + u)
+            else:
+                most = np.abs(case.rule(0 * w, np.abs(g), t, sizes, rate, 0.0, **terms)) + weighed * np.abs(w)
+        ulps = 8 + (math.sqrt(w.size) if case.lamb and state is DOUBLE else 0)
+        smallest = 6e-8 if self.type is HALF else 1e-37
+        room = ulps * ulp * most + (self.type.rounding + ulp) * np.maximum(np.abs(w), np.abs(want)) + smallest
+        tops = slots.get("vhat", slots["v"])
+        return {
+            "w": (want, room),
+            "m": (slots["m"], 4 * ulp * sizes["m"] + 1e-37),
+            "v": (slots["v"], 4 * ulp * slots["v"] + 1e-37),
+            "top": (tops, 4 * ulp * tops + 1e-37),
+        }
+
+
+class Checks:
+    """All checks of one library with one device's memory."""
+
+    def __init__(self, kernels, memory, quick=False):
+        self.kernels, self.memory, self.quick = kernels, memory, quick
+        self.rng = np.random.default_rng(1)
+
+    # A step of `variables`: their arrays after it.
+    def step(self, case, variables, numbers, shifts=None, on_host=False, poison=POISON, ids=None, **rows):
+        arrays = [
+            x.arrays(self.memory, case.maximum, shifts[i] if shifts else (0,) * 5)
+            for i, x in enumerate(variables)
+        ]
+        tensors = (Tensors * len(variables))(*(x.tensors(a) for x, a in zip(variables, arrays, strict=True)))
+        scalars = Array(OnCpu() if on_host else self.memory, numbers)
+        step = Step(
+            variables[0].type.number, variables[0].gradient.number, case.square, case.lamb, on_host,
+            scalars.address, None, 0, self.memory.stream,
+        )  # fmt: skip
+        if ids is None:
+            needed = self.kernels.dense_scratch(tensors, len(variables), step)
+        else:
+            values = Array(self.memory, rows["values"], rows.get("shift", 0))
+            named = Array(self.memory, ids)
+            tensors[0].g = values.address
+            needed = self.kernels.rows_scratch(tensors, rows["rows"], ids.size, rows["exact"])
+        scratch = Array(self.memory, np.full(needed, poison, np.uint8))
+        step.scratch, step.scratch_bytes = scratch.address, needed
+        if ids is None:
+            self.kernels.dense(tensors, len(variables), step)
+        else:
+            wide = ids.dtype == np.int64
+            self.kernels.rows(tensors, rows["rows"], named.address, ids.size, wide, rows["exact"], step)
+            assert (values.read() == rows["values"]).all(), "a gradient was written"
+            assert (named.read() == ids).all(), "ids were written"
+        scratch.read()  # its margins
+        after = [[None if a is None else a.read() for a in own] for own in arrays]
+        for x, own in zip(variables, after, strict=True):
+            assert own[4].tobytes() == x.g.tobytes(), "a gradient was written"
+        return after
+
+    def twice(self, case, variables, numbers, **options):
+        first = self.step(case, variables, numbers, **options)
+        again = self.step(case, variables, numbers, **options, poison=0x5A)
+        for a, b in zip(first, again, strict=True):
+            for x, y in zip(a, b, strict=True):
+                assert x is None or x.tobytes() == y.tobytes(), "other bits the second time"
+        return first
+
+    def compare(self, case, variable, after, expected, where=slice(None)):
+        state = variable.type.state
+        for name, held in zip(("w", "m", "v", "top"), after, strict=False):
+            if held is None:
+                continue
+            type_ = variable.type if name == "w" else state
+            have = type_.real(held)[where]
+            want, room = (values[where] for values in expected[name])
+            if type_ is HALF:  # what is too large for it is inf
+                have, want = np.clip(have, -65504, 65504), np.clip(want, -65504, 65504)
+            wrong = ~(np.abs(have - want) <= room)
+            if wrong.any():
+                i = np.flatnonzero(wrong.reshape(-1))[0]
+                raise AssertionError(
+                    f"{case.name}, {NAMES[variable.type]}: {name}[{i}] of {have.size} is "
+                    f"{have.reshape(-1)[i]!r}, not {want.reshape(-1)[i]!r} within {room.reshape(-1)[i]:.3g} "
+                    f"({wrong.sum()} such)"
+                )
+
+    def dense(self):
+        """Sizes around those of packs, chunks and batches, aligned and not, decayed or adapted or neither."""
+        sizes = [0, 1, 3, 4, 8, 17, 511, 512, 513, 1025] + ([] if self.quick else [4095, 4096, 4097, 20011])
+        for case, (type_, gradient) in itertools.product(CASES, PAIRS):
+            variables = [
+                Variable(self.rng, type_, gradient, size, i % 2 == 0, i % 3 != 0)
+                for i, size in enumerate(sizes)
+            ]
+            for shifted, on_host in (False, False), (True, True):
+                shifts = [tuple(self.rng.integers(0, 3, 5)) if shifted else (0,) * 5 for _ in sizes]
+                self.dense_step(case, variables, 3, 0.125, 0.25, 0.5, shifts=shifts, on_host=on_host)
+
+    def dense_step(self, case, variables, t, rate, decay, scale, **options):
+        weighed = decay if case.lamb else decay * rate
+        after = self.twice(case, variables, case.scalars(t, rate, weighed, scale), **options)
+        for x, own in zip(variables, after, strict=True):
+            if x.w.size:
+                self.compare(case, x, own, x.expected(case, t, rate, decay, scale))
+            else:
+                assert own[0].size == 0
+
+    def many_variables(self):
+        """More than a launch takes, of all sizes, each with its own way."""
+        count = 40 if self.quick else 2500
+        for case in CASES:
+            variables = [
+                Variable(self.rng, FLOAT, FLOAT, int(self.rng.integers(0, 40)), i % 3 != 0, i % 2 == 0)
+                for i in range(count)
+            ]
+            self.dense_step(case, variables, 1, 0.125, 0.25, 1.0)
+        self.step(CASES[0], [Variable(self.rng, FLOAT, FLOAT, 0)], CASES[0].scalars(1, 0.1, 0.0, 1.0))
+
+    def magnitudes(self):
+        """Gradients from 1e-18 to 1e18, and weights that have little to do with them."""
+        for case, type_ in itertools.product(CASES, (FLOAT, BFLOAT16, DOUBLE)):
+            draw = lambda: self.rng.normal(size=3000) * 10.0 ** self.rng.uniform(-18, 18, 3000)  # noqa: E731
+            x = Variable(self.rng, type_, type_.state, 3000, draw=draw)
+            x.m, x.v = x.m * 0, x.v * 0
+            x.top = x.v
+            numbers = case.scalars(1, 0.125, 0.0, 1.0)
+            after = self.twice(case, [x], numbers)
+            self.compare(case, x, after[0], x.expected(case, 1, 0.125, 0.0, 1.0))
+
+    def special_values(self):
+        """Zeros, denormals, inf and NaN: what IEEE's float32 arithmetic makes of them, element by element."""
+        specials = [0.0, -0.0, 1e-40, 6e-8, 3e4, 1e30, np.inf, -np.inf, np.nan, 1.0, -2.0]
+        pairs = np.array(list(itertools.product(specials, specials)))
+        for case, type_ in itertools.product(CASES[:4], (HALF, BFLOAT16, FLOAT, DOUBLE)):
+            x = Variable(self.rng, type_, type_, len(pairs), decays=False)
+            with np.errstate(all="ignore"):
+                x.w, x.g = type_.stored(pairs[:, 0]), type_.stored(pairs[:, 1])
+                s = case.scalars(2, 0.125, 0.0, 1.0).astype(type_.state.held)
+                gradient, momentum, square, velocity, epsilon, fading_1, share_1, share_2 = s[:8]
+                real = lambda held, t=type_: t.real(held).astype(t.state.held)  # noqa: E731
+                w, g, m, v = real(x.w), real(x.g), x.m, x.v
+                m = m + (share_1 * g - fading_1 * m)
+                v = v + share_2 * (g * g - v)
+                largest = np.where(x.top >= v, x.top, v) if case.maximum else v
+                under = velocity * largest + square * (g * g) if case.square else largest
+                want = w - (momentum * m + gradient * g) / (np.sqrt(under) + epsilon)
+                want = type_.real(type_.stored(want))
+            have = self.twice(case, [x], case.scalars(2, 0.125, 0.0, 1.0))[0]
+            np.testing.assert_allclose(
+                type_.real(have[0]),
+                want,
+                rtol=4 * type_.rounding + 4e-6,
+                atol=6e-8 if type_ is HALF else 1e-30,
+            )
+        for bad in (np.nan, np.inf):  # LAMB: in the norm, for all
+            x = Variable(self.rng, FLOAT, FLOAT, 1500)
+            x.g[700] = bad
+            have = self.twice(CASES[4], [x], CASES[4].scalars(2, 0.125, 0.1, 1.0))[0]
+            assert np.isnan(have[0][700])
+
+    def rows(self):
+        """Ids that repeat, are absent, wrong, out of order; lazy and exact."""
+        for case, (type_, gradient) in itertools.product(CASES, PAIRS[:1] if self.quick else PAIRS):
+            for width, exact in itertools.product((1, 3, 64, 300), (False, True)):
+                count = 211 if width < 300 else 23
+                x = Variable(self.rng, type_, gradient, (count, width))
+                x.g = x.g[:0]
+                for kind, ids in enumerate(
+                    (
+                        self.rng.integers(0, count // 2, 2 * count),
+                        np.array([count, 0, -1, 7, 2**40, 7, count + 3], np.int64),
+                        np.zeros(0, np.int64),
+                        np.full(9, count - 1),
+                        np.arange(count)[::-1],
+                    )
+                ):
+                    ids = np.ascontiguousarray(ids, np.int64 if kind % 2 == 1 else np.int32)
+                    values = gradient.stored(self.rng.normal(size=(ids.size, width)))
+                    self.rows_step(case, x, ids, values.reshape(ids.size, width), exact)
+
+    def rows_step(self, case, x, ids, values, exact):
+        rows, width = x.w.shape
+        valid = (ids >= 0) & (ids < rows)
+        g = np.zeros((rows, width))
+        np.add.at(g, ids[valid], x.gradient.real(values)[valid])
+        # Added up in the type of the arithmetic, in the order of the ids.
+        held = np.zeros((rows, width), x.type.state.held)
+        for i, value in zip(ids[valid], x.gradient.real(values)[valid].astype(held.dtype), strict=True):
+            held[i] += value
+        assert np.allclose(held, g, atol=1e-4)
+        shift = int(self.rng.integers(0, 3))
+        numbers = case.scalars(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
+        after = self.twice(case, [x], numbers, ids=ids, values=values, rows=rows, exact=exact, shift=shift)[0]
+        named = np.unique(ids[valid])
+        whole, touched = x, np.ones(rows, bool)
+        if not exact:
+            touched = np.isin(np.arange(rows), named)
+            for have, before in zip(after[:3], (x.w, x.m, x.v), strict=True):
+                assert have[~touched].tobytes() == before[~touched].tobytes(), "a row that is not named"
+            whole = Variable(self.rng, x.type, x.gradient, 0)
+            whole.w, whole.m, whole.v, whole.top = x.w[named], x.m[named], x.v[named], x.top[named]
+            held = held[named]
+        if touched.any():
+            expected = whole.expected(case, 2, 0.125, 0.25, 1.0, g=held.astype(np.float64))
+            self.compare(case, x, [None if a is None else a[touched] for a in after[:4]], expected)
+
+    def squares(self):
+        for type_ in (HALF, BFLOAT16, FLOAT, DOUBLE):
+            for sizes in ([5], [0], [0, 1, 17, 512, 40000], [3] * (30 if self.quick else 1200)):
+                variables = [Variable(self.rng, type_, type_, size) for size in sizes]
+                arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
+                tensors = (Tensors * len(sizes))(
+                    *(Tensors(None, None, None, None, a.address, a.held.size) for a in arrays)
+                )
+                step = Step(gradient=type_.number, stream=self.memory.stream)
+                needed = self.kernels.squares_scratch(tensors, len(sizes))
+                scratch = Array(self.memory, np.full(needed, POISON, np.uint8))
+                step.scratch, step.scratch_bytes = scratch.address, needed
+                want = sum(np.sum(type_.real(x.g) ** 2) for x in variables)
+                results = []
+                for _ in range(2):
+                    to = Array(self.memory, np.full(1, np.nan))
+                    self.kernels.squares(tensors, len(sizes), to.address, step)
+                    results.append(to.read()[0])
+                scratch.read()
+                assert results[0] == results[1]
+                assert abs(results[0] - want) <= 1e-12 * want, (results, want)
+
+    def errors(self):
+        """What cannot be is an error, before anything is written."""
+        case = CASES[4]
+        x = Variable(self.rng, FLOAT, FLOAT, 100)
+        tensors = (Tensors * 1)(x.tensors(x.arrays(self.memory, False)))
+        scalars = Array(self.memory, case.scalars(1, 0.1, 0.0, 1.0))
+        step = Step(
+            FLOAT.number, FLOAT.number, False, True, False, scalars.address, None, 0, self.memory.stream
+        )
+        wrong = [(step, "without scratch")]
+        wrong.append((Step(FLOAT.number, DOUBLE.number, False, False, False, scalars.address), "types"))
+        for bad, what in wrong:
+            try:
+                self.kernels.dense(tensors, 1, bad)
+            except RuntimeError:
+                continue
+            raise AssertionError(f"no error {what}")
+
+    def copy(self):
+        source = Array(self.memory, self.rng.normal(size=1001))
+        target = Array(self.memory, np.zeros(1001), shift=1)
+        self.kernels.copy(target.address, source.address, 8008, self.memory.stream)
+        assert (target.read() == source.held).all()
+
+    def huge(self):
+        """An array of more than 2^31 elements: its last ones. A CPU runs no block before theirs."""
+        case, size, tail = CASES[0], 2**31 + 4096 + 5, 4096 + 5
+        on_cpu = isinstance(self.memory, OnCpu)
+        if not on_cpu and self.memory.free_bytes() < 13 * size:
+            print("       not run: it takes 26 GiB of the GPU's memory")
+            return
+        x = Variable(self.rng, BFLOAT16, BFLOAT16, tail)
+        parts = [x.w, x.m, x.v, x.g]
+        buffers = [self.memory.zeros(part.itemsize * size) for part in parts]
+        for buffer, part in zip(buffers, parts, strict=True):
+            self.memory.write(buffer[-part.nbytes :], part.view(np.uint8))
+        w, m, v, g = map(self.memory.address, buffers)
+        tensors = (Tensors * 1)(Tensors(w, m, v, None, g, size, True, True))
+        scalars = Array(self.memory, case.scalars(2, 0.125, 0.25 * 0.125, 1.0))
+        step = Step(1, 1, False, False, False, scalars.address, None, 0, self.memory.stream)
+        first = ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if on_cpu else None
+        if first is not None:
+            first.value = 2**31 // 512
+        self.kernels.dense(tensors, 1, step)
+        if first is not None:
+            first.value = 0
+        held = [
+            self.memory.read(buffer[-part.nbytes :]).view(part.dtype)
+            for buffer, part in zip(buffers[:3], parts[:3], strict=True)
+        ]
+        self.compare(case, x, held, x.expected(case, 2, 0.125, 0.25, 1.0))
+
+    def all(self):
+        for check in (
+            self.dense,
+            self.many_variables,
+            self.magnitudes,
+            self.special_values,
+            self.rows,
+            self.squares,
+            self.errors,
+            self.copy,
+            self.huge,
+        ):
+            begin = time.monotonic()
+            check()
+            name = check.__name__.replace("_", " ")
+            print(f"ok     {name} ({time.monotonic() - begin:.1f} s)", flush=True)
+
+
+# -- how fast --------------------------------------------------------------------------------------------
+
+
+def bench(kernels, rounds):
+    """The table of the module's docstring."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "examples"))
+    import shapes
+
+    sets = {
+        "BERT-large": shapes.bert(1024, 24),
+        "ResNet-50": shapes.resnet50(),
+        "500 small": shapes.small(),
+        "one of 1e9": [(10**9,)],
+    }
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, medians of {rounds} rounds")
+    print("| variables | step | ms | GB/s | of the copy |\n| --- | --- | --- | --- | --- |")
+    for set_name, set_shapes in sets.items():
+        results = measure(kernels, torch, set_shapes, rounds)
+        copied = results["copy"][1] / results["copy"][0]
+        for name, (seconds, moved) in results.items():
+            rate = moved / seconds
+            share = f"{rate / copied:.0%}"
+            print(f"| {set_name} | {name} | {seconds * 1e3:.3f} | {rate / 1e9:.0f} | {share} |", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def measure(kernels, torch, set_shapes, rounds):
+    """Of each contestant: seconds, and the bytes it must move."""
+    weights = [torch.randn(shape, device="cuda") for shape in set_shapes]
+    for w in weights:
+        w.grad = torch.randn_like(w)
+    count = sum(w.numel() for w in weights)
+    moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
+    stream = torch.cuda.current_stream().cuda_stream
+    keep, steps = [], {}
+
+    def ours(case, weights=weights, moments=moments):
+        number = BFLOAT16.number if weights[0].dtype == torch.bfloat16 else FLOAT.number
+        tensors = (Tensors * len(weights))(
+            *(
+                Tensors(
+                    w.data_ptr(), m.data_ptr(), v.data_ptr(), None, w.grad.data_ptr(), w.numel(), True, True
+                )
+                for w, (m, v) in zip(weights, moments, strict=True)
+            )
+        )
+        scalars = torch.tensor(case.scalars(10, 1e-4, 1e-6, 1.0), dtype=torch.float64, device="cuda")
+        step = Step(number, number, case.square, case.lamb, False, scalars.data_ptr(), None, 0, stream)
+        needed = kernels.dense_scratch(tensors, len(weights), step)
+        scratch = torch.empty(max(needed, 16), dtype=torch.uint8, device="cuda")
+        step.scratch, step.scratch_bytes = scratch.data_ptr(), needed
+        keep.append((scalars, scratch))
+        return functools.partial(kernels.dense, tensors, len(weights), step)
+
+    source, target = (torch.empty(count, device="cuda").normal_() for _ in range(2))
+    steps["copy"] = (
+        functools.partial(kernels.copy, target.data_ptr(), source.data_ptr(), 4 * count, stream),
+        8 * count,
+    )
+    for case, moved in (CASES[0], 28), (CASES[2], 28), (CASES[4], 40):
+        steps[f"{case.name}, this package"] = ours(case), moved * count
+    for kind in ("fused", "foreach"):
+        optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01, **{kind: True})
+        steps[f"AdamW, torch {kind}"] = optimizer.step, 28 * count
+    times = {name: [] for name in steps}
+    for round_ in range(rounds + 3):
+        for name, (step, _) in steps.items():
+            repeats = 3
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            step()  # after the others' work, for the caches
+            begin.record()
+            for _ in range(repeats):
+                step()
+            end.record()
+            end.synchronize()
+            if round_ >= 3:
+                times[name].append(begin.elapsed_time(end) / 1e3 / repeats)
+    return {name: (statistics.median(times[name]), moved) for name, (_, moved) in steps.items()}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["check", "bench"])
+    parser.add_argument("--on-cpu", action="store_true", help="check the kernels as compiled for a CPU")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller arrays: for sanitizers")
+    parser.add_argument("--library", type=Path, help="the kernels, built before; otherwise they are built")
+    parser.add_argument("--flags", nargs="*", default=[], help="more flags for the compiler")
+    parser.add_argument("--rounds", type=int, default=31)
+    parsed = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flags))
+        kernels.ready()
+        if parsed.what == "bench":
+            bench(kernels, parsed.rounds)
+            return
+        memory = OnCpu() if parsed.on_cpu else on_gpu()
+        print(f"The kernels on {memory.name}")
+        Checks(kernels, memory, parsed.quick).all()
+
+
+if __name__ == "__main__":
+    main()

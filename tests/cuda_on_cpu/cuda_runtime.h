@@ -1,0 +1,111 @@
+// As much of CUDA as the kernels need, on a CPU: each thread of a block is a thread of the host, the blocks come one after
+// the other. With it a C++ compiler turns the .cu files, as they are, into a library that computes what they compute on
+// a GPU, slowly, and that the sanitizers understand: a missing __syncthreads is a race to ThreadSanitizer.
+
+#ifndef CUDA_ON_CPU_CUDA_RUNTIME_H_
+#define CUDA_ON_CPU_CUDA_RUNTIME_H_
+
+#include <pthread.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+// Little of everything, so that small arrays have many chunks and a few variables are several batches.
+#define TFAV_THREADS 8
+#define TFAV_CHUNK 512
+#define TFAV_BATCH 3
+#define TFAV_MOST_BLOCKS 5
+
+#define CUDART_VERSION 12010
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __shared__ static  // one block at a time
+#define __launch_bounds__(...)
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+};
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess             ? "no error"
+         : error == cudaErrorInvalidValue ? "invalid argument"
+                                          : "invalid configuration argument";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() {}
+  explicit dim3(unsigned x) : x(x) {}
+};
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+using cudaStream_t = void*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+struct cudaFuncAttributes {};
+
+template <typename F>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F*) {
+  return cudaSuccess;
+}
+
+// A test sets it to run the blocks from this one on alone: of arrays too large for the host, a part.
+extern "C" {
+inline __attribute__((visibility("default"), used)) int64_t cuda_on_cpu_first_block = 0;
+}
+
+namespace cuda_on_cpu {
+inline std::mutex launching;  // one kernel at a time
+inline pthread_barrier_t barrier;
+inline void wait() { pthread_barrier_wait(&barrier); }
+}  // namespace cuda_on_cpu
+
+inline void __syncthreads() { cuda_on_cpu::wait(); }
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  const unsigned threads = config->blockDim.x, blocks = config->gridDim.x;
+  if (threads == 0 || blocks == 0) return cudaErrorInvalidConfiguration;
+  const std::lock_guard<std::mutex> lock(cuda_on_cpu::launching);
+  pthread_barrier_init(&cuda_on_cpu::barrier, nullptr, threads);
+  std::vector<std::thread> running;
+  for (unsigned thread = 0; thread < threads; ++thread) {
+    running.emplace_back([&, thread] {
+      threadIdx = dim3(thread), blockDim = dim3(threads), gridDim = dim3(blocks);
+      const int64_t first = cuda_on_cpu_first_block < blocks ? cuda_on_cpu_first_block : 0;
+      for (unsigned block = unsigned(first); block < blocks; ++block) {
+        blockIdx = dim3(block);
+        kernel(arguments...);
+        cuda_on_cpu::wait();  // the next block has the same shared memory
+      }
+    });
+  }
+  for (std::thread& one : running) one.join();
+  pthread_barrier_destroy(&cuda_on_cpu::barrier);
+  return cudaSuccess;
+}
+
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+
+#endif  // CUDA_ON_CPU_CUDA_RUNTIME_H_

@@ -1,0 +1,71 @@
+"""The compiled ops with the kernels for GPUs in the place of the CPU's, as a cache of libraries:
+
+    python tests/cuda_on_cpu/library.py FOLDER
+    TF_ADAM_VARIANTS_CACHE=FOLDER python -m pytest tests/test_fused.py
+
+What is tested so is all but CUDA itself: the way from TensorFlow's variables to the kernels, their
+arithmetic, their order, their scratch memory.
+"""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import tensorflow as tf
+
+from tf_adam_variants.fused import _build, _library
+
+HERE = Path(__file__).parent
+
+
+def build(cache):
+    """Into a folder of this cache, which is made."""
+    folder = Path(cache, f"tf{tf.__version__}-on-cpu")
+    folder.mkdir(parents=True)
+    compiler = _build.compiler()
+    units = {unit.source: unit for unit in _build._units(compiler)}
+    with_tensorflow = [*units["ops.cc"].flags, "-O1", "-w", "-DTFAV_GPU_DEVICE=DEVICE_CPU"]
+    kernels = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{HERE}"]
+    kernels += ["-Wno-unknown-pragmas", "-x", "c++"]
+    commands = {
+        "ops.cc": with_tensorflow,
+        "gpu_ops.cc": with_tensorflow,
+        "gpu_dense.cu": kernels,
+        "gpu_rows.cu": kernels,
+        "loops.cc": ["-std=c++17", "-fPIC"],
+        "dispatch.cc": ["-std=c++17", "-fPIC"],
+    }
+
+    def compile_one(source):
+        target = folder / f"{source}.o"
+        command = [*compiler, *commands[source], "-c", str(_library.sources() / source), "-o", str(target)]
+        subprocess.run(command, check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, commands))
+    library = folder / _library.NAME
+    subprocess.run(
+        [*compiler, *_build._LINK, *objects, "-pthread", *tf.sysconfig.get_link_flags(), "-o", str(library)],
+        check=True,
+    )
+    size, digest = _library.fingerprint(library)
+    made = _library.Build(
+        tf.__version__,
+        sysconfig.get_platform(),
+        _library.source_hash(),
+        size,
+        digest,
+        "c++",
+        "-O3",
+        "now",
+        "on a CPU",
+    )
+    (folder / "build.json").write_text(json.dumps(made._asdict()))
+
+
+if __name__ == "__main__":
+    build(sys.argv[1])
