@@ -22,6 +22,14 @@ class Case:
         return "-".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.terms.items())])
 
     @property
+    def told(self):
+        """What the oracle has to be told: the optimizer's defaults, a weight decay that shows, the terms."""
+        config = self.cls().get_config()
+        names = ("beta_1", "beta_2", "epsilon", "nu_1", "nu_2")
+        decay = {"weight_decay": 0.25} if self.decays else {}
+        return {name: config[name] for name in names if name in config} | decay | self.terms
+
+    @property
     def decays(self):
         return self.cls is not tav.QHAdam
 

@@ -116,18 +116,20 @@ def check_loop(optimizer, mode="graph", dtype="float64"):
     assert_same(have, want, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @BOTH
 @ALL_CASES
-def test_loop(case, how):
-    check_loop(lambda: case.cls(0.125, **case.terms, sparse_update=how))
+def test_loop(case, how, fused):
+    check_loop(lambda: case.cls(0.125, **case.terms, sparse_update=how, fused=fused))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("fused", [False, True])
 @BOTH
 @pytest.mark.parametrize("cls", [tav.AdamW, tav.LAMB])
-def test_loop_of_half_types(cls, how, dtype):
+def test_loop_of_half_types(cls, how, fused, dtype):
     """Moments are float32, gradients are not."""
-    check_loop(lambda: cls(0.125, sparse_update=how), dtype=dtype)
+    check_loop(lambda: cls(0.125, sparse_update=how, fused=fused), dtype=dtype)
 
 
 @pytest.mark.parametrize(

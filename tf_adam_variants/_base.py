@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypedDict
@@ -118,7 +119,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         self._undecayed = frozenset(
             i for i, variable in enumerate(variables) if not self._use_weight_decay(variable)
         )
-        self._devices = frozenset(map(_variables.device, variables))
+        self._devices = frozenset(map(_variables.devices, variables))
         self._slots_are_new = True
         self._finish_loading()
 
@@ -263,6 +264,10 @@ class AdamVariant(keras.optimizers.Optimizer):
             raise ValueError(f"{self.name} has fused=True, but its op cannot be used here: {reason}")
         return not reason
 
+    def _fuses_alone(self) -> bool:
+        """Whether the op takes the step, and nothing happens to gradients before: no sum over replicas."""
+        return self._fuses() and tf.distribute.get_strategy().num_replicas_in_sync == 1
+
     def _without_repeated_ids(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """Gradients whose slices name each row once: nothing is squared or clipped before they are summed."""
         summed = _sparse.deduplicated
@@ -273,7 +278,8 @@ class AdamVariant(keras.optimizers.Optimizer):
                 pairs = zip(grads, variables, strict=True)
                 accumulated = [self._var_key(v) for g, v in pairs if isinstance(g, tf.IndexedSlices)]
         elif self._fuses():
-            if not (self.clipnorm or self.clipvalue or self.global_clipnorm or self.loss_scale_factor):
+            changed = self.clipnorm or self.clipvalue or self.global_clipnorm or self.loss_scale_factor
+            if self._fuses_alone() and not changed:
                 summed = _sparse.as_they_are  # the op sums them
         elif self.sparse_update == "exact":
             summed = _sparse.dense
@@ -291,8 +297,8 @@ class AdamVariant(keras.optimizers.Optimizer):
         """Keras's clipping, in float32 for half types. Slices without repeated ids have the dense norm."""
         if not (self.clipnorm or self.clipvalue or self.global_clipnorm):
             return grads
-        if self.global_clipnorm and self._fuses():
-            return grads  # `_fused_step` does it
+        if self.global_clipnorm and self._fuses_alone():
+            return grads  # `_update_together` does it. Of replicas, Keras clips each one's before their sum
         values = [g.values if isinstance(g, tf.IndexedSlices) else tf.convert_to_tensor(g) for g in grads]
         values = [tf.cast(v, tf.float32) if v.dtype in (tf.float16, tf.bfloat16) else v for v in values]
         if self.global_clipnorm:  # Keras's wants gradients of one type
@@ -328,7 +334,7 @@ class AdamVariant(keras.optimizers.Optimizer):
     ) -> None:
         grads_and_vars = list(grads_and_vars)
         if self._fuses():
-            self._fused_step(grads_and_vars, learning_rate)
+            self._fused_step(distribution, grads_and_vars, learning_rate)
             return
         steps: dict[tf.DType, Step] = {}
         for gradient, variable in grads_and_vars:
@@ -337,22 +343,33 @@ class AdamVariant(keras.optimizers.Optimizer):
                 steps[dtype] = self._step(learning_rate, dtype)
             distribution.extended.update(variable, self._update, args=(gradient, steps[dtype]), group=False)
 
-    def _fused_step(self, grads_and_vars: list[tuple[Any, Any]], learning_rate: Any) -> None:
-        """Update all variables by the compiled op."""
+    def _fused_step(
+        self, distribution: Any, grads_and_vars: list[tuple[Any, Any]], learning_rate: Any
+    ) -> None:
+        """Update all variables by the compiled op, on each replica."""
+        numbers = self._scalars(tf.cast(learning_rate, tf.float64))
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        update = functools.partial(self._update_together, variables=variables, numbers=numbers)
+        # The first variable stands for all: of what is passed beside it, each replica gets its own part.
+        distribution.extended.update(variables[0], update, args=(gradients,), group=False)
+
+    def _update_together(
+        self, first: Any, gradients: Iterable[Any], variables: Iterable[Any], numbers: _ops.Scalars
+    ) -> None:
+        """Update the copies of all variables beside the first one's."""
         items = []
-        for gradient, variable in grads_and_vars:
+        for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
             items.append(
                 _ops.Item(
-                    variable=variable,
-                    slots=self._slots_of(variable),
+                    variable=_variables.beside(first, variable),
+                    slots=[_variables.beside(first, slot) for slot in self._slots_of(variable)],
                     gradient=self._rows_of(variable, gradient),
                     decays=index not in self._undecayed,
                     adapts=index not in self._unadapted,
                 )
             )
-        numbers = self._scalars(tf.cast(learning_rate, tf.float64))
-        if self.global_clipnorm:  # the norm in one pass, and its scale inside the step
+        if self.global_clipnorm and self._fuses_alone():  # the norm in one pass, its scale inside the step
             numbers = numbers._replace(scale=self._global_scale(_ops.global_norm(items)))
         exact = self.sparse_update == "exact"
         _ops.step(items, numbers, square=self.nu_2 != 1, trust_ratio=self.trust_ratio, exact=exact)

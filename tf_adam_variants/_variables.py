@@ -47,15 +47,19 @@ def state_type(variable: Any) -> tf.DType:
     return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
 
 
-def device(variable: Any) -> str:
-    """Where it lives: "/job:localhost/replica:0/task:0/device:CPU:0"; "" where each replica has a copy."""
+def copies(variable: Any) -> list[Any]:
+    """The copy of each replica of a distribution strategy; the variable itself where replicas have none."""
     held = variable.value if hasattr(variable, "path") else variable
-    return "" if isinstance(held, tf.distribute.DistributedValues) else held.device
+    return list(held.values) if isinstance(held, tf.distribute.DistributedValues) else [held]
 
 
-def beside(variable: Any, slot: Any) -> Any:
-    """Of a slot's copies, one on each replica's device, that beside this copy of its variable."""
-    if not isinstance(slot, tf.distribute.DistributedValues):
-        return slot
-    copies = tf.distribute.get_strategy().experimental_local_results(slot)
-    return next(copy for copy in copies if copy.device == variable.device)
+def devices(variable: Any) -> tuple[str, ...]:
+    """Where its copies are, each as "/job:localhost/replica:0/task:0/device:CPU:0"."""
+    return tuple(copy.device for copy in copies(variable))
+
+
+def beside(copy: Any, other: Any) -> Any:
+    """Of another variable's copies, one on each replica's device, that beside this one."""
+    if not isinstance(other, tf.distribute.DistributedValues):
+        return other
+    return next(one for one in copies(other) if one.device == copy.device)

@@ -30,7 +30,10 @@ class Scalars(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One variable of a step; its slots are momentum, velocity and, with amsgrad, the largest velocity."""
+    """One variable of a step; its slots are momentum, velocity and, with amsgrad, the largest velocity.
+
+    All are TensorFlow's variables, on one device.
+    """
 
     variable: Any
     slots: Sequence[Any]
@@ -39,19 +42,26 @@ class Item(NamedTuple):
     adapts: bool
 
 
-def reason_against(devices: Iterable[str]) -> str:
-    """Why the ops cannot update variables on these devices in the present context; '' where they can."""
+def reason_against(devices: Iterable[tuple[str, ...]]) -> str:
+    """Why the ops cannot update variables in the present context; '' where they can.
+
+    Args:
+        devices: where the variables are: of each, the devices of its copies.
+    """
     if _kernels.in_xla():
         return "XLA (`jit_compile=True`) compiles no ops but its own"
     devices = set(devices)
-    if "" in devices:
-        return "a distribution strategy keeps a copy of each variable for each replica"
-    places = {tf.DeviceSpec.from_string(device) for device in devices}
+    names = sorted({device for copies in devices for device in copies})
+    places = [tf.DeviceSpec.from_string(name) for name in names]
     kinds = {place.device_type for place in places if place.job in (None, "localhost")}
-    if len(places) > 1 or not kinds <= {"CPU", "GPU"}:
+    if (
+        len(devices) > 1
+        or any(place.job not in (None, "localhost") for place in places)
+        or not kinds <= {"CPU", "GPU"}
+    ):
         return (
-            "the variables must all be on one CPU or GPU of this process and are on "
-            f"{', '.join(sorted(devices))}"
+            "the variables, or a replica's copies of them, must all be on one CPU or GPU of this process. "
+            f"They are on {', '.join(names)}"
         )
     if not _library.load():
         return _library.reason()
@@ -77,7 +87,7 @@ def step(items: Iterable[Item], numbers: Scalars, square: bool, trust_ratio: boo
             item = item._replace(gradient=_as_type_of(item.variable, item.gradient))
             groups.setdefault((dtype, item.gradient.dtype), []).append(item)
             continue
-        with tf.device(_variables.device(item.variable)):
+        with tf.device(item.variable.device):
             ops.tf_adam_variants_rows_step(
                 scalars=scalars,
                 variable=item.variable.handle,
@@ -95,7 +105,7 @@ def step(items: Iterable[Item], numbers: Scalars, square: bool, trust_ratio: boo
             )
     for (dtype, _), group in groups.items():
         momentums, velocities, *maxima = zip(*(item.slots for item in group), strict=True)
-        with tf.device(_variables.device(group[0].variable)):
+        with tf.device(group[0].variable.device):
             ops.tf_adam_variants_dense_step(
                 scalars=scalars,
                 variables=[item.variable.handle for item in group],
@@ -127,5 +137,5 @@ def global_norm(items: Sequence[Item]) -> Any:
         values = _as_type_of(item.variable, values)
         groups.setdefault(values.dtype, []).append(values)
     squared_norm = _library.load().tf_adam_variants_squared_norm
-    with tf.device(_variables.device(items[0].variable)):
+    with tf.device(items[0].variable.device):
         return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
