@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test lint bench sanitize test-cuda bench-cuda test-oldest clean
+.PHONY: demo build test lint bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -19,7 +19,7 @@ build: $(VENV)/installed ## The compiled op, into the user's cache.
 	$(BIN)/python -m tf_adam_variants.fused build
 
 test: build ## The whole test suite, with the examples in the docstrings.
-	$(BIN)/python -m pytest -n 2
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff check .
@@ -47,9 +47,24 @@ sanitize: ## The compiled op's kernels under AddressSanitizer, UndefinedBehavior
 		$$made/check; rm -r $$made; \
 	done
 
-# These two want a GPU, nvcc, and a Python with NumPy and PyTorch or CuPy, but no TensorFlow.
+# The kernels for GPUs, as compiled for a CPU. ThreadSanitizer would touch all of the huge array.
+CUDA_CHECKED = tests/cuda_kernels.py check --on-cpu --quick --flag=-fno-sanitize-recover=all
+PRELOADED = $(foreach library,$(1) libstdc++,$(shell $(CXX) -print-file-name=$(library).so))
+
+sanitize-cuda: $(VENV)/installed ## The same for the kernels for GPUs.
+	LD_PRELOAD="$(call PRELOADED,libasan)" ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=address,undefined
+	LD_PRELOAD="$(call PRELOADED,libtsan)" $(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=thread --without huge
+
+# These three want a GPU, nvcc, and a Python with NumPy and PyTorch or CuPy, but no TensorFlow.
 test-cuda: ## The kernels for GPUs against the oracle.
 	$(PYTHON) tests/cuda_kernels.py check
+
+sanitize-on-gpu: ## The kernels for GPUs under compute-sanitizer.
+	set -e; for tool in memcheck racecheck initcheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(PYTHON) tests/cuda_kernels.py check --quick --without huge; \
+	done
 
 bench-cuda: ## Milliseconds a step on a GPU, beside PyTorch and a copy.
 	$(PYTHON) tests/cuda_kernels.py bench

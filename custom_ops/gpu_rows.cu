@@ -26,7 +26,7 @@ struct Task {
   int64_t rows, width, count;
   const uint64_t* keys;   // the ids, sorted; `rows` for those that no row has
   const int32_t* places;  // where each was among those given
-  int32_t* first;         // exact: of each row, its first key, or -1
+  int32_t* first;         // exact: of each row, its first key; any, where it has none
   int lanes;              // threads that take a row together
 
   int64_t units() const { return first != nullptr ? rows : count; }
@@ -66,10 +66,11 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
   const int64_t units = task.first != nullptr ? task.rows : task.count;
   for (int64_t unit = int64_t(blockIdx.x) * groups + threadIdx.x / task.lanes; unit < units;
        unit += int64_t(gridDim.x) * groups) {
-    int64_t row = unit, begin = task.count;  // exact: a row, which need not be named
-    if (task.first != nullptr) {
-      if (task.first[row] >= 0) begin = task.first[row];
-    } else {  // lazy: a place in the sorted ids
+    int64_t row, begin;
+    if (task.first != nullptr) {  // exact: a unit is a row, which need not be named
+      row = unit;
+      begin = task.first[row];
+    } else {  // lazy: a place in the sorted keys
       if (!begins_row(task, unit)) continue;
       row = int64_t(task.keys[unit]);
       begin = unit;
@@ -179,7 +180,7 @@ int tfav_gpu_rows(const Tensors* t, int64_t rows, const void* ids, int64_t count
   while (task.lanes < kThreads && task.lanes < task.width) task.lanes *= 2;
   if (exact != 0) {
     const size_t bytes = size_t(rows) * sizeof *scratch.first;
-    TFAV_RETURN_ERROR(cudaMemsetAsync(scratch.first, 0xff, bytes, static_cast<cudaStream_t>(stream)));
+    TFAV_RETURN_ERROR(cudaMemsetAsync(scratch.first, 0, bytes, static_cast<cudaStream_t>(stream)));
     TFAV_RETURN_ERROR(launch(find_rows, blocks_for(count), stream, task));
   }
   const Numbers numbers(*step);

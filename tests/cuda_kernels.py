@@ -529,7 +529,7 @@ class Checks:
                 for kind, ids in enumerate(
                     (
                         self.rng.integers(0, count // 2, 2 * count),
-                        np.array([count, 0, -1, 7, 2**40, 7, count + 3], np.int64),
+                        np.array([count, 0, -1, 7, 7 - 256, 7, 2**40, 7 + 2**40, 7, count + 3], np.int64),
                         np.zeros(0, np.int64),
                         np.full(9, count - 1),
                         np.arange(count)[::-1],
@@ -605,6 +605,15 @@ class Checks:
                 continue
             raise AssertionError(f"no error {what}")
 
+    def rows_of_nothing(self):
+        for shape in (0, 3), (5, 0):
+            x = Variable(self.rng, FLOAT, FLOAT, shape)
+            x.g = x.g[:0]
+            ids, values = np.zeros(2, np.int64), np.zeros((2, shape[1]), np.float32)
+            for case in CASES:
+                numbers = case.scalars(1, 0.1, 0.0, 1.0)
+                self.step(case, [x], numbers, ids=ids, values=values, rows=shape[0], exact=True)
+
     def copy(self):
         source = Array(self.memory, self.rng.normal(size=1001))
         target = Array(self.memory, np.zeros(1001), shift=1)
@@ -639,22 +648,25 @@ class Checks:
         ]
         self.compare(case, x, held, x.expected(case, 2, 0.125, 0.25, 1.0))
 
-    def all(self):
-        for check in (
+    def all(self, without=()):
+        checks = (
             self.dense,
             self.many_variables,
             self.magnitudes,
             self.special_values,
             self.rows,
+            self.rows_of_nothing,
             self.squares,
             self.errors,
             self.copy,
             self.huge,
-        ):
-            begin = time.monotonic()
-            check()
-            name = check.__name__.replace("_", " ")
-            print(f"ok     {name} ({time.monotonic() - begin:.1f} s)", flush=True)
+        )
+        for check in checks:
+            if check.__name__ not in without:
+                begin = time.monotonic()
+                check()
+                name = check.__name__.replace("_", " ")
+                print(f"ok     {name} ({time.monotonic() - begin:.1f} s)", flush=True)
 
 
 # -- how fast --------------------------------------------------------------------------------------------
@@ -747,19 +759,20 @@ def main(arguments=None):
     parser.add_argument("what", choices=["check", "bench"])
     parser.add_argument("--on-cpu", action="store_true", help="check the kernels as compiled for a CPU")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller arrays: for sanitizers")
+    parser.add_argument("--without", nargs="*", default=[], help="checks to leave out")
     parser.add_argument("--library", type=Path, help="the kernels, built before; otherwise they are built")
-    parser.add_argument("--flags", nargs="*", default=[], help="more flags for the compiler")
+    parser.add_argument("--flag", action="append", default=[], help="one more for the compiler")
     parser.add_argument("--rounds", type=int, default=31)
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flags))
+        kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flag))
         kernels.ready()
         if parsed.what == "bench":
             bench(kernels, parsed.rounds)
             return
         memory = OnCpu() if parsed.on_cpu else on_gpu()
         print(f"The kernels on {memory.name}")
-        Checks(kernels, memory, parsed.quick).all()
+        Checks(kernels, memory, parsed.quick).all(parsed.without)
 
 
 if __name__ == "__main__":
