@@ -134,3 +134,18 @@ def test_a_library_without_them_says_so(monkeypatch):
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
         _library.gpu_reason.__wrapped__()
     )
+
+
+@needs_nvcc
+def test_elements_are_moved_16_bytes_at_a_time(tmp_path):
+    made = cuda()
+    target = tmp_path / "dense.ptx"
+    command = [*made.nvcc, "-std=c++17", "-arch=compute_80", "-ptx", _library.sources() / "gpu_dense.cu"]
+    subprocess.run([*command, "-o", target], check=True)
+    kernels = [
+        part for part in target.read_text().split(".entry")[1:] if "elements" in part.partition("(")[0]
+    ]
+    assert len(kernels) == 34
+    for kernel in kernels:  # two of 8 bytes, or four of 4
+        assert re.search(r"ld\.global\.(v2\.f64|v4\.[fu]32)", kernel)
+        assert re.search(r"st\.global\.(v2\.f64|v4\.[fu]32)", kernel) or "Pass)1" in kernel

@@ -129,8 +129,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         dtype = _variables.state_type(variable)
         if dtype == tf.as_dtype(variable.dtype):
             return self.add_variable_from_reference(variable, name=name)
-        value = variable.value if isinstance(variable, keras.Variable) else variable
-        with tf.distribute.get_strategy().extended.colocate_vars_with(value):
+        with tf.distribute.get_strategy().extended.colocate_vars_with(_variables.held(variable)):
             return self.add_variable(
                 shape=variable.shape,
                 dtype=dtype.name,

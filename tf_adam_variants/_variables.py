@@ -47,10 +47,15 @@ def state_type(variable: Any) -> tf.DType:
     return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
 
 
+def held(variable: Any) -> Any:
+    """TensorFlow's variable, which a Keras variable holds."""
+    return variable.value if hasattr(variable, "path") else variable
+
+
 def copies(variable: Any) -> list[Any]:
     """The copy of each replica of a distribution strategy; the variable itself where replicas have none."""
-    held = variable.value if hasattr(variable, "path") else variable
-    return list(held.values) if isinstance(held, tf.distribute.DistributedValues) else [held]
+    variable = held(variable)
+    return list(variable.values) if isinstance(variable, tf.distribute.DistributedValues) else [variable]
 
 
 def devices(variable: Any) -> tuple[str, ...]:
