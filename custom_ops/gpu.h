@@ -31,7 +31,7 @@ struct GpuStep {
 
 #define TFAV_EXPORT extern "C" __attribute__((visibility("default")))
 
-// One step of `count` variables. The same to the last bit each time.
+// One step of `count` variables, all with a `top` or none. The same to the last bit each time.
 TFAV_EXPORT int64_t tfav_gpu_dense_scratch(const tfav::Tensors*, int64_t count, const tfav::GpuStep*);
 TFAV_EXPORT int tfav_gpu_dense(const tfav::Tensors*, int64_t count, const tfav::GpuStep*);
 

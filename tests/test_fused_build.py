@@ -464,18 +464,29 @@ def test_the_library_asked_for_last_is_used(stand_in, capsys, monkeypatch):
 def test_an_old_nvcc(stand_in, capsys, release):
     stand_in(cuda=release)
     folder = _build.build()
-    assert (
-        f"none (CUDA 11.8 or later is needed, {os.environ['CUDA_HOME']}/bin/nvcc is "
-        in capsys.readouterr().out
-    )
+    nvcc = f"{os.environ['CUDA_HOME']}/bin/nvcc"
+    assert f"none (CUDA 11.8 or later is needed; {nvcc} is Cuda comp" in capsys.readouterr().out
     assert _library.checked(folder).cuda.startswith("none (CUDA 11.8 or later")
 
 
 def test_no_nvcc(stand_in, capsys):
     stand_in()
     folder = _build.build()
-    assert "kernels for GPUs: none (CUDA_HOME has no bin/nvcc)" in capsys.readouterr().out
-    assert _library.checked(folder).cuda == "none (CUDA_HOME has no bin/nvcc)"
+    told = f"none (CUDA_HOME={os.environ['CUDA_HOME']} has no bin/nvcc)"
+    assert f"kernels for GPUs: {told}" in capsys.readouterr().out
+    assert _library.checked(folder).cuda == told
+    assert cli.main(["build", "--cuda-arch", "90"]) == 1
+    assert "Kernels for the GPUs 90 cannot be compiled: CUDA_HOME=" in capsys.readouterr().err
+
+
+def test_an_nvcc_that_does_not_run(stand_in, tmp_path, capsys):
+    stand_in()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\nexit 3\n")
+    nvcc.chmod(0o755)
+    _build.build()
+    assert f"none ({nvcc} does not run: Exit status 3" in capsys.readouterr().out
 
 
 def test_an_nvcc_that_fails(stand_in, capsys):
@@ -484,6 +495,12 @@ def test_an_nvcc_that_fails(stand_in, capsys):
     error = capsys.readouterr().err
     assert "unsupported GNU version" in error
     assert "--no-cuda" in error
+
+
+def test_options_that_exclude_each_other(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["build", "--no-cuda", "--cuda-arch", "80"])
+    assert "not allowed with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "sm_80", "80;90", "80,", "native"])

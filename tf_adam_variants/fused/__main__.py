@@ -34,11 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     build = commands.add_parser("build", help="compile the op", description=about)
     build.add_argument("--force", action="store_true", help="even if it is built already")
-    build.add_argument("--no-cuda", action="store_true", help="without the kernels for GPUs")
-    build.add_argument(
+    gpus = build.add_mutually_exclusive_group()
+    gpus.add_argument("--no-cuda", action="store_true", help="without the kernels for GPUs")
+    gpus.add_argument(
         "--cuda-arch",
         type=_architectures,
-        default=_build.CUDA_ARCHITECTURES,
+        default=(),
         metavar="80,90",
         help="for which GPUs, by compute capability without the dot; later ones compile what they need when "
         "they first run it. Default: %(metavar)s",

@@ -79,17 +79,21 @@ def cuda_compiler(command: Sequence[str], architectures: Sequence[str] = CUDA_AR
         command: the C++ compiler, which nvcc needs for the host's part.
         architectures: compute capabilities without the dot.
     """
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    places = [f"{home}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    home = next(
+        (f"{name}={os.environ[name]}" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), ""
+    )
+    places = [f"{home.partition('=')[2]}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
     nvcc = next(filter(None, map(shutil.which, places)), None)
     if nvcc is None:
-        return "CUDA_HOME has no bin/nvcc" if home else "no nvcc on the PATH or in /usr/local/cuda/bin"
-    told = _run([nvcc, "--version"])
+        return f"{home} has no bin/nvcc" if home else "no nvcc on the PATH or in /usr/local/cuda/bin"
+    try:
+        told = _run([nvcc, "--version"])
+    except BuildError as error:
+        return f"{nvcc} does not run: {error}"
     release = re.search(r"release (\d+)\.(\d+)", told)
     if release is None or (int(release[1]), int(release[2])) < _OLDEST_CUDA:
-        return (
-            f"CUDA {_OLDEST_CUDA[0]}.{_OLDEST_CUDA[1]} or later is needed, {nvcc} is {told.splitlines()[-1]}"
-        )
+        oldest = ".".join(map(str, _OLDEST_CUDA))
+        return f"CUDA {oldest} or later is needed; {nvcc} is {(told.splitlines() or ['of no release'])[-1]}"
     host = ["-ccbin", command[0]] if len(command) == 1 else []
     ordered = sorted(dict.fromkeys(architectures), key=lambda a: int(re.sub(r"\D", "", a)))
     return Cuda([nvcc, *host], f"nvcc {release[1]}.{release[2]}", tuple(ordered))
@@ -100,19 +104,20 @@ def version(command: Sequence[str]) -> str:
     return _run([*command, "--version"]).partition("\n")[0]
 
 
-def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] = CUDA_ARCHITECTURES) -> Path:
+def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] = ()) -> Path:
     """Build the library into the cache, unless it is there, and say on stdout what is done.
 
     Args:
         force: whether to build it even if it is there.
         cuda: whether to compile the kernels for GPUs too, where there is nvcc.
-        architectures: for which ones: compute capabilities without the dot.
+        architectures: for which ones: compute capabilities without the dot. Given, they are insisted on.
 
     Returns:
         Its folder.
 
     Raises:
-        BuildError: there is no compiler, it failed, or what it made cannot be loaded.
+        BuildError: there is no compiler, no nvcc where there are architectures, one of them failed, or what
+            they made cannot be loaded.
     """
     begin = time.monotonic()
 
@@ -121,7 +126,9 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
 
     command = compiler()
     built_by = version(command)
-    kernels = cuda_compiler(command, architectures) if cuda else "--no-cuda"
+    kernels = cuda_compiler(command, architectures or CUDA_ARCHITECTURES) if cuda else "--no-cuda"
+    if architectures and not isinstance(kernels, Cuda):
+        raise BuildError(f"Kernels for the GPUs {', '.join(architectures)} cannot be compiled: {kernels}")
     units = _units(command)
     link, libraries = [*command, *_LINK], [*tf.sysconfig.get_link_flags()]
     if isinstance(kernels, Cuda):
