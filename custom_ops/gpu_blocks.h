@@ -38,7 +38,9 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, void* stream, 
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(stream);
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();  // it is told here: cub must not find it after a launch of its own
+  return error;
 }
 
 // Calls f with null pointers to the types of the variable and the gradient.

@@ -123,6 +123,15 @@ def test_loop(case, how, fused):
     check_loop(lambda: case.cls(0.125, **case.terms, sparse_update=how, fused=fused))
 
 
+@MODES
+@pytest.mark.parametrize("fused", [False, True])
+def test_loop_with_a_schedule(fused, mode):
+    """Each replica has a rate of its own, and all are the same."""
+    check_loop(
+        lambda: tav.AdamW(keras.optimizers.schedules.ExponentialDecay(0.125, 2, 0.5), fused=fused), mode
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("fused", [False, True])
 @BOTH

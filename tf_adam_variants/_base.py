@@ -332,6 +332,10 @@ class AdamVariant(keras.optimizers.Optimizer):
         self, distribution: Any, grads_and_vars: Iterable[Any], learning_rate: Any
     ) -> None:
         grads_and_vars = list(grads_and_vars)
+        if isinstance(
+            learning_rate, tf.distribute.DistributedValues
+        ):  # a schedule's: the same on all replicas
+            learning_rate = distribution.experimental_local_results(learning_rate)[0]
         if self._fuses():
             self._fused_step(distribution, grads_and_vars, learning_rate)
             return
