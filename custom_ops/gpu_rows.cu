@@ -45,6 +45,18 @@ __device__ __forceinline__ bool begins_row(const Task& task, int64_t i) {
   return task.keys[i] < uint64_t(task.rows) && (i == 0 || task.keys[i - 1] != task.keys[i]);
 }
 
+// Where the keys of a row end, which begin there if there are any. By doubled steps: most rows have one key, some many.
+__device__ __forceinline__ int64_t end_of(const Task& task, int64_t begin, int64_t row) {
+  const auto fits = [&](int64_t i) { return i < task.count && task.keys[i] == uint64_t(row); };
+  if (!fits(begin)) return begin;
+  int64_t last = begin, step = 1;  // the last key known to fit
+  for (; fits(last + step); step *= 2) last += step;
+  for (; step > 0; step /= 2) {
+    if (fits(last + step)) last += step;
+  }
+  return last + 1;
+}
+
 __global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ Task task) {
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < task.count; i += int64_t(gridDim.x) * kThreads) {
     if (begins_row(task, i)) task.first[task.keys[i]] = int32_t(i);
@@ -75,11 +87,13 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
       row = int64_t(task.keys[unit]);
       begin = unit;
     }
+    const int64_t end = kPass != Pass::kApply ? end_of(task, begin, row) : begin;
     for (int64_t column = lane; column < task.width; column += task.lanes) {
       S gradient = 0;
       if constexpr (kPass != Pass::kApply) {
         const G* const values = reinterpret_cast<const G*>(task.t.g) + column;
-        for (int64_t i = begin; i < task.count && task.keys[i] == uint64_t(row); ++i) {
+#pragma unroll 4  // loads of several values are under way at once
+        for (int64_t i = begin; i < end; ++i) {
           gradient += S(widened(values[task.places[i] * task.width]));
         }
       }
