@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test lint bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
+.PHONY: demo build test lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,14 @@ lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/site; the picture of the imports.
+	$(BIN)/python docs/import_graph.py docs/images/imports.svg
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: build ## Milliseconds a step and seconds to the first one, beside Keras.
 	$(BIN)/python examples/benchmark.py

@@ -1,11 +1,15 @@
 // The formula of the Adam family, once: the loops on the CPU and the kernels on a GPU call these functions.
 //
-//   m  <- b1 m + (1 - b1) g            v  <- b2 v + (1 - b2) g^2
-//   d   = ((1 - nu1) g + nu1 m^) / (sqrt((1 - nu2) g^2 + nu2 v^) + eps)
-//   w  <- w - step u,  u = d + decay w
+//   g  <- gradient_scale g
+//   m  <- m + beta_3 g - one_minus_beta_1 m
+//   v  <- v + one_minus_beta_2 (g^2 - v)
+//   d   = (momentum_coefficient m + gradient_coefficient g)
+//         / (sqrt(velocity_coefficient v + squared_gradient_coefficient g^2) + epsilon)
+//   u   = d + weight_decay w
+//   w  <- w - u, or with a trust ratio r: w <- w - learning_rate r u
 //
-// tf_adam_variants/_formula.py states the same in Python and makes the coefficients. The arithmetic is that of S,
-// the type of the moments: float for half, bfloat16 and float variables, double for double.
+// tf_adam_variants/_step.py makes the coefficients, with the same names. The arithmetic is that of S, the type of the
+// moments: float for half, bfloat16 and float variables, double for double.
 
 #ifndef TF_ADAM_VARIANTS_ADAM_MATH_H_
 #define TF_ADAM_VARIANTS_ADAM_MATH_H_
@@ -20,29 +24,29 @@
 
 namespace tfav {
 
-// What a step knows before it sees a variable. Python gives these numbers, in this order, in float64.
-struct Scalars {
-  double gradient;   // rate d = (momentum m + gradient g) / (sqrt(velocity v + square g^2) + epsilon),
-  double momentum;   // with the bias corrections in these five. LAMB's d comes without the rate.
-  double square;
-  double velocity;
+// The scalars of one step: class Step of _step.py, field by field.
+struct Step {
+  double gradient_scale;                // for clipping by the global norm
+  double one_minus_beta_1;
+  double beta_3;                        // 1 - beta_1, or 1 without gradient averaging (the name is apex's)
+  double one_minus_beta_2;
+  double momentum_coefficient;          // The bias corrections are in these four and in epsilon;
+  double gradient_coefficient;          // without a trust ratio the learning rate is too, and in weight_decay.
+  double velocity_coefficient;
+  double squared_gradient_coefficient;
   double epsilon;
-  double fading_1;   // of the old first moment: 1 - beta_1
-  double share_1;    // of the gradient in the first moment: 1 - beta_1, or 1 without averaging
-  double share_2;    // of the gradient's square in the second moment: 1 - beta_2
-  double decay;      // Adam: the share of w that a step takes. LAMB: of w in u
-  double scale;      // of the gradients, for clipping by their global norm
-  double rate;       // LAMB: the learning rate, which the trust ratio multiplies
-  double ratio_min;  // LAMB: the bounds of the trust ratio
-  double ratio_max;
+  double weight_decay;
+  double learning_rate;                 // with a trust ratio
+  double trust_ratio_min;
+  double trust_ratio_max;
 };
-constexpr int kScalars = sizeof(Scalars) / sizeof(double);
+constexpr int kStepFields = sizeof(Step) / sizeof(double);
 
 // What one pass over the elements of a variable does.
 enum class Pass {
   kAdam,   // new moments, new weights
-  kNorms,  // LAMB 1: new moments; the squares of w and u, added up in float64
-  kApply,  // LAMB 2: new weights from the moments, where the direction is made once more
+  kNorms,  // LAMB 1: new moments; the squared norms of w and u, summed in float64
+  kApply,  // LAMB 2: new weights from the moments, with the direction computed once more
 };
 
 struct Norms {
@@ -52,58 +56,60 @@ struct Norms {
 TFAV_INLINE float root(float x) { return sqrtf(x); }
 TFAV_INLINE double root(double x) { return sqrt(x); }
 
-// The share of w that a step takes. None of an infinite weight, too, where nothing decays.
+// decay w, and 0 for an infinite weight that does not decay.
 template <typename S>
 TFAV_INLINE S decayed(S w, S decay) {
   return decay != S(0) ? decay * w : S(0);
 }
 
 template <typename S>
-TFAV_INLINE S updated(S w, S u, S step) {
-  return w - step * u;
+TFAV_INLINE S updated(S w, S u, S step_size) {
+  return w - step_size * u;
 }
 
-// Scalars in the type of the arithmetic, and the formula over them.
+// The scalars in the type of the arithmetic, and the formula over them.
 template <typename S>
 struct Formula {
-  S gradient, momentum, square, velocity, epsilon, fading_1, share_1, share_2, scale;
+  S gradient_scale, one_minus_beta_1, beta_3, one_minus_beta_2;
+  S momentum_coefficient, gradient_coefficient, velocity_coefficient, squared_gradient_coefficient, epsilon;
 
-  TFAV_INLINE explicit Formula(const Scalars& s)
-      : gradient(S(s.gradient)), momentum(S(s.momentum)), square(S(s.square)), velocity(S(s.velocity)),
-        epsilon(S(s.epsilon)), fading_1(S(s.fading_1)), share_1(S(s.share_1)), share_2(S(s.share_2)),
-        scale(S(s.scale)) {}
+  TFAV_INLINE explicit Formula(const Step& s)
+      : gradient_scale(S(s.gradient_scale)), one_minus_beta_1(S(s.one_minus_beta_1)), beta_3(S(s.beta_3)),
+        one_minus_beta_2(S(s.one_minus_beta_2)), momentum_coefficient(S(s.momentum_coefficient)),
+        gradient_coefficient(S(s.gradient_coefficient)), velocity_coefficient(S(s.velocity_coefficient)),
+        squared_gradient_coefficient(S(s.squared_gradient_coefficient)), epsilon(S(s.epsilon)) {}
 
   // Differences, so that a constant gradient is a fixed point whatever 1 - beta rounds to.
-  TFAV_INLINE S first(S m, S g) const { return m + (share_1 * g - fading_1 * m); }
-  TFAV_INLINE S second(S v, S g) const { return v + share_2 * (g * g - v); }
+  TFAV_INLINE S new_momentum(S m, S g) const { return m + (beta_3 * g - one_minus_beta_1 * m); }
+  TFAV_INLINE S new_velocity(S v, S g) const { return v + one_minus_beta_2 * (g * g - v); }
 
-  // kSquare: nu_2 is not 1. Elsewhere g^2, which may overflow where v does not, stays out.
-  template <bool kSquare>
+  // kSquaredGradient: nu_2 is not 1. Otherwise g^2, which may overflow where v does not, stays out.
+  template <bool kSquaredGradient>
   TFAV_INLINE S direction(S g, S m, S v) const {
-    const S under = kSquare ? velocity * v + square * (g * g) : v;
-    return (momentum * m + gradient * g) / (root(under) + epsilon);
+    const S squared = kSquaredGradient ? velocity_coefficient * v + squared_gradient_coefficient * (g * g) : v;
+    return (momentum_coefficient * m + gradient_coefficient * g) / (root(squared) + epsilon);
   }
 
-  // One element: its new moments, unless the pass finds them made, and u.
-  template <Pass kPass, bool kSquare, bool kMaximum>
-  TFAV_INLINE S change(S w, S g, S decay, S* m, S* v, S* top) const {
-    g *= scale;
+  // One element: its new moments, unless an earlier pass has made them, and u.
+  template <Pass kPass, bool kSquaredGradient, bool kAmsgrad>
+  TFAV_INLINE S change(S w, S g, S decay, S* m, S* v, S* v_max) const {
+    g *= gradient_scale;
     S m_new = *m, v_new = *v;
     if (kPass != Pass::kApply) {
-      *m = m_new = first(m_new, g);
-      *v = v_new = second(v_new, g);
+      *m = m_new = new_momentum(m_new, g);
+      *v = v_new = new_velocity(v_new, g);
     }
-    if (kMaximum) *top = v_new = *top >= v_new ? *top : v_new;
+    if (kAmsgrad) *v_max = v_new = *v_max >= v_new ? *v_max : v_new;
     if (kPass != Pass::kAdam) g = 0;  // LAMB's direction is made of the moments alone
-    return direction<kSquare>(g, m_new, v_new) + decayed(w, decay);
+    return direction<kSquaredGradient>(g, m_new, v_new) + decayed(w, decay);
   }
 };
 
-// LAMB's factor of a variable, |w| / |u|.
-TFAV_INLINE double trust_ratio(const Norms& squares, const Scalars& s) {
-  double ratio = squares.w > 0 && squares.u > 0 ? sqrt(squares.w) / sqrt(squares.u) : 1.0;
-  ratio = ratio < s.ratio_min ? s.ratio_min : ratio;
-  return ratio > s.ratio_max ? s.ratio_max : ratio;
+// LAMB's factor of a variable, |w| / |u|, from the squared norms.
+TFAV_INLINE double trust_ratio(const Norms& squared, const Step& s) {
+  double ratio = squared.w > 0 && squared.u > 0 ? sqrt(squared.w) / sqrt(squared.u) : 1.0;
+  ratio = ratio < s.trust_ratio_min ? s.trust_ratio_min : ratio;
+  return ratio > s.trust_ratio_max ? s.trust_ratio_max : ratio;
 }
 
 }  // namespace tfav

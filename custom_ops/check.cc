@@ -1,4 +1,4 @@
-// Checks everything here but step_ops.cc against the formula in long double, on random and special numbers, odd and
+// Checks the part for CPUs against the formula in long double, on random and special numbers, odd and
 // unaligned sizes, all types, and for several numbers of threads. Built with the sanitizers by `make sanitize`.
 //
 // Every array is a block of its own, exactly as long as it must be, so that AddressSanitizer sees any access beyond it,
@@ -13,7 +13,7 @@
 #include <thread>
 #include <type_traits>
 
-#include "rows.h"
+#include "sparse.h"
 #include "step.h"
 
 using namespace tfav;
@@ -74,35 +74,35 @@ Parallel threads(int count) {
 }
 
 template <typename T, typename G>
-struct Variable {
+struct TestVariable {
   using S = typename StateOf<T>::type;
   Block<T> w;
-  Block<S> m, v, top;
+  Block<S> m, v, v_max;
   Block<G> g;
 
-  explicit Variable(int64_t size) : w(size), m(size), v(size), top(size), g(size) {}
-  Tensors tensors(bool maximum, bool decays, bool adapts) const {
-    return {w.bytes(), m.bytes(), v.bytes(), maximum ? top.bytes() : nullptr, g.bytes(), w.size(), decays, adapts};
+  explicit TestVariable(int64_t size) : w(size), m(size), v(size), v_max(size), g(size) {}
+  Parameter parameter(bool amsgrad, bool weight_decay, bool layer_adaptation) const {
+    return {w.bytes(), m.bytes(), v.bytes(), amsgrad ? v_max.bytes() : nullptr, g.bytes(), w.size(), weight_decay, layer_adaptation};
   }
 };
 
-double number(bool special) {
+double draw(bool special) {
   static const double specials[] = {0.0, -0.0, 1e-40, 1e-30, 6e-8, 1.0, -2.0, 1e4};
   if (special) return specials[generator() % 8];
   return std::normal_distribution<double>()(generator);
 }
 
 template <typename T, typename G>
-std::vector<Variable<T, G>> problem(const std::vector<int64_t>& sizes, bool special) {
-  std::vector<Variable<T, G>> made;
+std::vector<TestVariable<T, G>> problem(const std::vector<int64_t>& sizes, bool special) {
+  std::vector<TestVariable<T, G>> made;
   for (int64_t size : sizes) {
     made.emplace_back(size);
     auto& x = made.back();
-    x.w.fill([&](int64_t) { return number(special); });
-    x.m.fill([&](int64_t) { return 0.1 * number(special); });
-    x.v.fill([&](int64_t) { return 0.01 + std::abs(number(special)); });
-    x.top.fill([&](int64_t i) { return x.v.at(i) * 1.01; });
-    x.g.fill([&](int64_t) { return number(special); });
+    x.w.fill([&](int64_t) { return draw(special); });
+    x.m.fill([&](int64_t) { return 0.1 * draw(special); });
+    x.v.fill([&](int64_t) { return 0.01 + std::abs(draw(special)); });
+    x.v_max.fill([&](int64_t i) { return x.v.at(i) * 1.01; });
+    x.g.fill([&](int64_t) { return draw(special); });
   }
   return made;
 }
@@ -114,66 +114,66 @@ Block<T> copy(const Block<T>& from) {
   return to;
 }
 
-using Real = long double;  // of the reference: its own rounding must not matter
+using Reference = long double;  // its own rounding must not matter
 
-const Scalars kNumbers = {0.3, 0.7, 0.25, 0.75, 1e-4, 0.1, 0.1, 0.02, 0.01, 0.5, 0.125, 0.01, 10.0};
+const Step kStep = {0.5, 0.1, 0.15, 0.02, 0.7, 0.3, 0.75, 0.25, 1e-4, 0.01, 0.125, 0.01, 10.0};
 
 struct Option {
-  bool square, maximum, lamb;
+  bool squared_gradient, amsgrad, lamb;
 };
 
 // One step of the formula, and a check of what the step made of the variable. `g` gives the gradient.
 template <typename T, typename G, typename F>
-void compare(const char* name, const Variable<T, G>& before, const Variable<T, G>& after, const Tensors& t, Option o,
-             F g, const std::vector<bool>* named = nullptr) {
+void compare(const char* name, const TestVariable<T, G>& before, const TestVariable<T, G>& after, const Parameter& t, Option o,
+             F g, const std::vector<bool>* updated_elements = nullptr) {
   using S = typename StateOf<T>::type;
   const double ulp = sizeof(S) == 8 ? 0x1p-52 : 0x1p-23;
   const double store = std::is_same_v<T, Half> ? 0x1p-11 : std::is_same_v<T, BFloat16> ? 0x1p-8 : ulp / 2;
-  const Scalars& s = kNumbers;
+  const Step& s = kStep;
   const int64_t size = before.w.size();
-  std::vector<Real> u(size), scale(size);
-  Real ww = 0, uu = 0;
+  std::vector<Reference> u(size), scale(size);
+  Reference ww = 0, uu = 0;
   for (int64_t i = 0; i < size; ++i) {
-    if (named && !(*named)[i]) continue;
-    const Real x = g(i) * s.scale, w = before.w.at(i);
-    const Real m = before.m.at(i) + s.share_1 * x - s.fading_1 * before.m.at(i);
-    const Real v = before.v.at(i) + s.share_2 * (x * x - before.v.at(i));
-    const Real used = o.maximum ? std::max<Real>(v, before.top.at(i)) : v;
-    const Real under = o.square ? s.velocity * used + s.square * x * x : used;
-    const Real bottom = std::sqrt(under) + s.epsilon, decay = t.decays ? s.decay : 0.0;
-    const Real gradient = o.lamb ? 0.0 : s.gradient;
-    u[i] = (s.momentum * m + gradient * x) / bottom + decay * w;
+    if (updated_elements && !(*updated_elements)[i]) continue;
+    const Reference x = g(i) * s.gradient_scale, w = before.w.at(i);
+    const Reference m = before.m.at(i) + s.beta_3 * x - s.one_minus_beta_1 * before.m.at(i);
+    const Reference v = before.v.at(i) + s.one_minus_beta_2 * (x * x - before.v.at(i));
+    const Reference used = o.amsgrad ? std::max<Reference>(v, before.v_max.at(i)) : v;
+    const Reference squared = o.squared_gradient ? s.velocity_coefficient * used + s.squared_gradient_coefficient * x * x : used;
+    const Reference denominator = std::sqrt(squared) + s.epsilon, decay = t.weight_decay ? s.weight_decay : 0.0;
+    const Reference gradient = o.lamb ? 0.0 : s.gradient_coefficient;
+    u[i] = (s.momentum_coefficient * m + gradient * x) / denominator + decay * w;
     // What rounding is relative to: the terms before they cancel.
-    const Real m_scale = std::abs(before.m.at(i)) + s.share_1 * std::abs(x);
-    scale[i] = (s.momentum * m_scale + gradient * std::abs(x)) / bottom + decay * std::abs(w);
+    const Reference m_scale = std::abs(before.m.at(i)) + s.beta_3 * std::abs(x);
+    scale[i] = (s.momentum_coefficient * m_scale + gradient * std::abs(x)) / denominator + decay * std::abs(w);
     if (!(std::abs(after.m.at(i) - m) <= 4 * ulp * m_scale + 1e-37)) fail(name, "m", i, after.m.at(i), m);
     if (!(std::abs(after.v.at(i) - v) <= 4 * ulp * v + 1e-37)) fail(name, "v", i, after.v.at(i), v);
-    if (o.maximum && !(std::abs(after.top.at(i) - used) <= 4 * ulp * used)) fail(name, "top", i, after.top.at(i), used);
+    if (o.amsgrad && !(std::abs(after.v_max.at(i) - used) <= 4 * ulp * used)) fail(name, "v_max", i, after.v_max.at(i), used);
     ww += w * w;
     uu += u[i] * u[i];
   }
-  Real step = 1;
+  Reference step_size = 1;
   if (o.lamb) {
-    step = t.adapts && ww > 0 && uu > 0 ? std::sqrt(ww / uu) : Real(1);
-    if (t.adapts) step = std::min<Real>(std::max<Real>(step, s.ratio_min), s.ratio_max);
-    step *= s.rate;
+    step_size = t.layer_adaptation && ww > 0 && uu > 0 ? std::sqrt(ww / uu) : Reference(1);
+    if (t.layer_adaptation) step_size = std::min<Reference>(std::max<Reference>(step_size, s.trust_ratio_min), s.trust_ratio_max);
+    step_size *= s.learning_rate;
   }
   for (int64_t i = 0; i < size; ++i) {
-    if (named && !(*named)[i]) {
+    if (updated_elements && !(*updated_elements)[i]) {
       if (std::memcmp(&after.w[i], &before.w[i], sizeof(T)) || std::memcmp(&after.m[i], &before.m[i], sizeof(S)) ||
           std::memcmp(&after.v[i], &before.v[i], sizeof(S))) {
-        fail(name, "a row that is not named", i, after.w.at(i), before.w.at(i));
+        fail(name, "a row that no id names", i, after.w.at(i), before.w.at(i));
       }
       continue;
     }
-    const Real want = before.w.at(i) - step * u[i];
+    const Reference want = before.w.at(i) - step_size * u[i];
     // 4 units in the last place of the step and of LAMB's ratio, one rounding to the weight's type. Norms are added up
     // in double, which for double variables is no more exact than what is added.
-    const Real norms = o.lamb && sizeof(S) == 8 ? std::sqrt(Real(size)) : 0;
-    const Real room = ((o.lamb ? 8 : 4) + norms) * ulp * step * scale[i] + store * std::abs(want) + ulp * std::abs(want) +
+    const Reference norms = o.lamb && sizeof(S) == 8 ? std::sqrt(Reference(size)) : 0;
+    const Reference tolerance = ((o.lamb ? 8 : 4) + norms) * ulp * step_size * scale[i] + store * std::abs(want) + ulp * std::abs(want) +
                         (std::is_same_v<T, Half> ? 6e-8 : 1e-37);
     if (std::abs(want) < 65504 || !std::is_same_v<T, Half>) {
-      if (!(std::abs(after.w.at(i) - want) <= room)) fail(name, "w", i, after.w.at(i), want);
+      if (!(std::abs(after.w.at(i) - want) <= tolerance)) fail(name, "w", i, after.w.at(i), want);
     }
   }
 }
@@ -184,16 +184,16 @@ bool same(const Block<T>& a, const Block<T>& b) {
 }
 
 template <typename T, typename G>
-Variable<T, G> copy(const Variable<T, G>& from) {
-  Variable<T, G> to(0);
-  to.w = copy(from.w), to.m = copy(from.m), to.v = copy(from.v), to.top = copy(from.top), to.g = copy(from.g);
+TestVariable<T, G> copy(const TestVariable<T, G>& from) {
+  TestVariable<T, G> to(0);
+  to.w = copy(from.w), to.m = copy(from.m), to.v = copy(from.v), to.v_max = copy(from.v_max), to.g = copy(from.g);
   return to;
 }
 
 template <typename T, typename G>
-void run(Plan& plan, const std::vector<Tensors>& t, const Loops& loops, Option o, int count) {
-  if (o.lamb) lamb(plan, t, kNumbers, loops, threads(count));
-  else adam(plan, t, kNumbers, loops.adam, threads(count));
+void run(Plan& plan, const std::vector<Parameter>& t, const Loops& loops, Option o, int count) {
+  if (o.lamb) lamb(plan, t, kStep, loops, threads(count));
+  else adam(plan, t, kStep, loops.adam, threads(count));
 }
 
 const Option kOptions[] = {{false, false, false}, {true, false, false}, {false, true, false}, {true, true, false},
@@ -206,17 +206,17 @@ void dense(const char* name, Loops (*loops_of)(Type, Type, bool, bool)) {
   for (const Option& o : kOptions) {
     for (bool special : {false, true}) {
       const auto before = problem<T, G>(sizes, special);
-      std::vector<Variable<T, G>> first;
+      std::vector<TestVariable<T, G>> first;
       for (int count : {1, 2, 7}) {
-        std::vector<Variable<T, G>> after;
+        std::vector<TestVariable<T, G>> after;
         for (const auto& x : before) after.push_back(copy(x));
-        std::vector<Tensors> t;
+        std::vector<Parameter> t;
         Plan plan({sizeof(T), sizeof(S), sizeof(G)});
         for (size_t i = 0; i < after.size(); ++i) {
-          t.push_back(after[i].tensors(o.maximum, i % 2 == 0, i % 3 != 0));
+          t.push_back(after[i].parameter(o.amsgrad, i % 2 == 0, i % 3 != 0));
           plan.add(t[i], int(i), 0, t[i].size, t[i].g);
         }
-        run<T, G>(plan, t, loops_of(type_of<T>(), type_of<G>(), o.square, o.maximum), o, count);
+        run<T, G>(plan, t, loops_of(type_of<T>(), type_of<G>(), o.squared_gradient, o.amsgrad), o, count);
         for (size_t i = 0; i < after.size(); ++i) {
           if (!same(after[i].g, before[i].g)) fail(name, "a gradient was written", i, 0, 0);
           if (count == 1) {
@@ -233,7 +233,7 @@ void dense(const char* name, Loops (*loops_of)(Type, Type, bool, bool)) {
 }
 
 template <typename T, typename I>
-void rows(const char* name) {
+void sparse(const char* name) {
   using S = typename StateOf<T>::type;
   for (int64_t width : {1, 3, 64, 20000}) {
     const int64_t count = width == 20000 ? 5 : 211;
@@ -249,7 +249,7 @@ void rows(const char* name) {
           auto before = std::move(problem<T, S>({count * width}, false)[0]);
           const auto after = copy(before);
           Block<T> values(given * width);
-          values.fill([&](int64_t) { return number(false); });
+          values.fill([&](int64_t) { return draw(false); });
           before.g.fill([](int64_t) { return 0.0; });
           std::vector<bool> named(count * width, exact);
           std::vector<double> gradient(count * width, 0.0);
@@ -269,29 +269,29 @@ void rows(const char* name) {
               gradient[found.row(i) * width + j] = have;
             }
           }
-          std::vector<Tensors> t = {after.tensors(o.maximum, true, true)};
+          std::vector<Parameter> t = {after.parameter(o.amsgrad, true, true)};
           Plan plan({sizeof(T), sizeof(S), sizeof(S)});
           add_rows(plan, t[0], found, width, sums.bytes(), width * sizeof(S), exact);
-          run<T, S>(plan, t, loops_for(type_of<T>(), type_of<S>(), o.square, o.maximum), o, 3);
+          run<T, S>(plan, t, loops_for(type_of<T>(), type_of<S>(), o.squared_gradient, o.amsgrad), o, 3);
           compare(name, before, after, t[0], o, [&](int64_t k) { return gradient[k]; }, &named);
         }
       }
     }
   }
-  std::printf("rows %s ok\n", name);
+  std::printf("sparse %s ok\n", name);
 }
 
 template <typename G>
 void norms(const char* name) {
-  std::vector<Variable<G, G>> all = problem<G, G>({0, 1, 17, 40000}, false);
-  std::vector<Tensors> t;
+  std::vector<TestVariable<G, G>> all = problem<G, G>({0, 1, 17, 40000}, false);
+  std::vector<Parameter> t;
   double want = 0;
   for (const auto& x : all) {
-    t.push_back(x.tensors(false, true, true));
+    t.push_back(x.parameter(false, true, true));
     for (int64_t i = 0; i < x.g.size(); ++i) want += x.g.at(i) * x.g.at(i);
   }
-  const double one = squares(t, sizeof(G), squares_for(type_of<G>()), threads(1));
-  const double five = squares(t, sizeof(G), squares_for(type_of<G>()), threads(5));
+  const double one = squared_norm(t, sizeof(G), squared_norm_for(type_of<G>()), threads(1));
+  const double five = squared_norm(t, sizeof(G), squared_norm_for(type_of<G>()), threads(5));
   if (one != five || !(std::abs(one - want) <= 1e-12 * want)) fail(name, "squared norm", 0, five, want);
   std::printf("norm %s ok\n", name);
 }
@@ -359,10 +359,10 @@ int main() {
     dense<BFloat16, BFloat16>(chosen ? "bfloat16" : "bfloat16, baseline", loops);
     dense<BFloat16, float>(chosen ? "bfloat16, float gradients" : "bfloat16, float gradients, baseline", loops);
   }
-  rows<float, int32_t>("float");
-  rows<double, int64_t>("double");
-  rows<Half, int64_t>("half");
-  rows<BFloat16, int32_t>("bfloat16");
+  sparse<float, int32_t>("float");
+  sparse<double, int64_t>("double");
+  sparse<Half, int64_t>("half");
+  sparse<BFloat16, int32_t>("bfloat16");
   norms<float>("float");
   norms<double>("double");
   norms<Half>("half");

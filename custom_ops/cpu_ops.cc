@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "op_kernels.h"
-#include "rows.h"
+#include "sparse.h"
 #include "step.h"
 #include "tensorflow/core/platform/threadpool.h"
 
@@ -28,14 +28,14 @@ tfav::Parallel OnThreadsOf(OpKernelContext* ctx) {
   };
 }
 
-tfav::Scalars ScalarsOf(const Tensor& scalars) {
-  tfav::Scalars s;
-  memcpy(&s, scalars.data(), sizeof s);
+tfav::Step StepOf(const Tensor& step) {
+  tfav::Step s;
+  memcpy(&s, step.data(), sizeof s);
   return s;
 }
 
-void Run(OpKernelContext* ctx, const Kind& kind, tfav::Plan& plan, const std::vector<tfav::Tensors>& t,
-         const tfav::Scalars& s, const tfav::Loops& loops) {
+void Run(OpKernelContext* ctx, const Kind& kind, tfav::Plan& plan, const std::vector<tfav::Parameter>& t,
+         const tfav::Step& s, const tfav::Loops& loops) {
   if (kind.trust_ratio) {
     tfav::lamb(plan, t, s, loops, OnThreadsOf(ctx));
   } else {
@@ -59,10 +59,10 @@ struct Cpu {
     return OkStatus();
   }
 
-  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Tensors>& t,
-                      const Tensor& scalars) {
-    const tfav::Scalars s = ScalarsOf(scalars);
-    const tfav::Loops loops = tfav::loops_for(kind.variable, kind.gradient, kind.square, kind.maximum);
+  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Parameter>& t,
+                      const Tensor& step) {
+    const tfav::Step s = StepOf(step);
+    const tfav::Loops loops = tfav::loops_for(kind.variable, kind.gradient, kind.squared_gradient, kind.amsgrad);
     const tfav::Sizes sizes = SizesOf(kind.variable, kind.gradient);
     tfav::Plan plan(sizes);
     for (size_t i = 0; i < t.size(); ++i) {
@@ -87,8 +87,8 @@ struct Cpu {
     return OkStatus();
   }
 
-  static Status Rows(OpKernelContext* ctx, const Kind& kind, const tfav::Tensors& t, const Tensor& ids, int64_t rows,
-                     bool exact, const Tensor& scalars) {
+  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids, int64_t rows,
+                     bool exact, const Tensor& step) {
     const std::vector<int64_t> id = Widened(ids);
     const tfav::Rows named(id.data(), int64_t(id.size()));
     const int64_t width = rows > 0 ? t.size / rows : 0;
@@ -105,13 +105,13 @@ struct Cpu {
     });
     tfav::Plan plan(SizesOf(kind.variable, state));
     tfav::add_rows(plan, t, named, width, sum, bytes, exact);
-    Run(ctx, kind, plan, {t}, ScalarsOf(scalars), tfav::loops_for(kind.variable, state, kind.square, kind.maximum));
+    Run(ctx, kind, plan, {t}, StepOf(step), tfav::loops_for(kind.variable, state, kind.squared_gradient, kind.amsgrad));
     return OkStatus();
   }
 
-  static Status Squares(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Tensors>& gradients,
+  static Status SquaredNorm(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Parameter>& gradients,
                         double* sum) {
-    *sum = tfav::squares(gradients, tfav::size_of(type), tfav::squares_for(type), OnThreadsOf(ctx));
+    *sum = tfav::squared_norm(gradients, tfav::size_of(type), tfav::squared_norm_for(type), OnThreadsOf(ctx));
     return OkStatus();
   }
 

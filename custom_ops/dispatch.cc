@@ -6,7 +6,7 @@ namespace tfav {
 
 #define TFAV_DECLARE(set)                         \
   Loops loops_##set(Type, Type, bool, bool);      \
-  SquaresLoop squares_##set(Type);
+  SquaredNormLoop squares_##set(Type);
 
 TFAV_DECLARE(baseline)
 
@@ -38,12 +38,12 @@ const char* instruction_set() { return "baseline"; }
 
 #endif
 
-Loops loops_for(Type variable, Type gradient, bool square, bool maximum) {
-#define TFAV_LOOPS(set) loops_##set(variable, gradient, square, maximum)
+Loops loops_for(Type variable, Type gradient, bool squared_gradient, bool amsgrad) {
+#define TFAV_LOOPS(set) loops_##set(variable, gradient, squared_gradient, amsgrad)
   return TFAV_CHOOSE(TFAV_LOOPS);
 }
 
-SquaresLoop squares_for(Type gradient) {
+SquaredNormLoop squared_norm_for(Type gradient) {
 #define TFAV_SQUARES(set) squares_##set(gradient)
   return TFAV_CHOOSE(TFAV_SQUARES);
 }

@@ -2,7 +2,7 @@
 // Python's ctypes, tests/cuda_kernels.py. Needs no headers of CUDA.
 //
 // Everything is enqueued on the stream and nothing waits for it. Pointers are to the device's memory unless said
-// otherwise, and of `Tensors` the array itself is in the host's. Functions that return an int return a cudaError_t: 0
+// otherwise, and of `Parameter` the array itself is in the host's. Functions that return an int return a cudaError_t: 0
 // where all is well. They write no gradient and use no memory but the scratch that they are given, whose size the
 // function before each tells; what is in it does not matter.
 
@@ -11,17 +11,17 @@
 
 #include <stdint.h>
 
-#include "tensors.h"
+#include "parameter.h"
 
 namespace tfav {
 
 // What all variables of a step share.
-struct GpuStep {
+struct GpuLaunch {
   Type variable, gradient;  // the gradient's: the variable's or that of its moments
-  bool square;              // nu_2 is not 1
-  bool trust_ratio;         // LAMB; without `square` and `top`
-  bool scalars_on_host;
-  const double* scalars;    // Scalars of adam_math.h
+  bool squared_gradient;              // nu_2 is not 1
+  bool trust_ratio;         // LAMB; without `squared_gradient` and `v_max`
+  bool step_on_host;
+  const double* step;       // Step of adam_math.h
   void* scratch;            // aligned to 16 bytes
   int64_t scratch_bytes;
   void* stream;             // a cudaStream_t
@@ -31,20 +31,20 @@ struct GpuStep {
 
 #define TFAV_EXPORT extern "C" __attribute__((visibility("default")))
 
-// One step of `count` variables, all with a `top` or none. The same to the last bit each time.
-TFAV_EXPORT int64_t tfav_gpu_dense_scratch(const tfav::Tensors*, int64_t count, const tfav::GpuStep*);
-TFAV_EXPORT int tfav_gpu_dense(const tfav::Tensors*, int64_t count, const tfav::GpuStep*);
+// One step of `count` variables, all with a `v_max` or none. The same to the last bit each time.
+TFAV_EXPORT int64_t tfav_gpu_dense_scratch(const tfav::Parameter*, int64_t count, const tfav::GpuLaunch*);
+TFAV_EXPORT int tfav_gpu_dense(const tfav::Parameter*, int64_t count, const tfav::GpuLaunch*);
 
 // One step of one variable of `rows` rows, whose g are the rows that `ids` name; repeated ones are added up in their
 // order, ids that no row has are passed over. exact: all other rows have a gradient of zero; otherwise nothing happens
 // to them. Fewer than 2^31 ids.
-TFAV_EXPORT int64_t tfav_gpu_rows_scratch(const tfav::Tensors*, int64_t rows, int64_t ids, int exact);
-TFAV_EXPORT int tfav_gpu_rows(const tfav::Tensors*, int64_t rows, const void* ids, int64_t count, int ids_are_int64,
-                              int exact, const tfav::GpuStep*);
+TFAV_EXPORT int64_t tfav_gpu_sparse_scratch(const tfav::Parameter*, int64_t rows, int64_t ids, int exact);
+TFAV_EXPORT int tfav_gpu_sparse(const tfav::Parameter*, int64_t rows, const void* ids, int64_t count, int ids_are_int64,
+                              int exact, const tfav::GpuLaunch*);
 
 // sum = the sum of the squares of all g, which are of type `gradient`. Nothing else of the variables is looked at.
-TFAV_EXPORT int64_t tfav_gpu_squares_scratch(const tfav::Tensors*, int64_t count);
-TFAV_EXPORT int tfav_gpu_squares(const tfav::Tensors*, int64_t count, double* sum, const tfav::GpuStep*);
+TFAV_EXPORT int64_t tfav_gpu_squared_norm_scratch(const tfav::Parameter*, int64_t count);
+TFAV_EXPORT int tfav_gpu_squared_norm(const tfav::Parameter*, int64_t count, double* sum, const tfav::GpuLaunch*);
 
 TFAV_EXPORT int tfav_gpu_copy(void* to, const void* from, int64_t bytes, void* stream);
 

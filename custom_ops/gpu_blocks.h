@@ -17,21 +17,21 @@ namespace tfav {
 #endif
 constexpr int kThreads = TFAV_THREADS;  // of every block
 
-// The scalars, wherever they are.
-struct Numbers {
-  const Scalars* device;
-  Scalars host;
+// The scalars of the step, in device memory or copied from host memory.
+struct StepSource {
+  const Step* device;
+  Step host;
 
-  explicit Numbers(const GpuStep& step) : device(nullptr), host() {
-    const Scalars* scalars = reinterpret_cast<const Scalars*>(step.scalars);
-    if (step.scalars_on_host) host = *scalars;
-    else device = scalars;
+  explicit StepSource(const GpuLaunch& launch) : device(nullptr), host() {
+    const Step* step = reinterpret_cast<const Step*>(launch.step);
+    if (launch.step_on_host) host = *step;
+    else device = step;
   }
-  __device__ Scalars get() const { return device != nullptr ? *device : host; }
+  __device__ Step get() const { return device != nullptr ? *device : host; }
 };
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, void* stream, Arguments&&... arguments) {
+cudaError_t launch_kernel(void (*kernel)(Parameters...), int64_t blocks, void* stream, Arguments&&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config = {};
@@ -77,31 +77,31 @@ __device__ __forceinline__ void store(const Pack<X, N>& pack, X* to) {
 }
 
 // One pass over N elements.
-template <Pass kPass, bool kSquare, bool kMaximum, int N, typename T, typename G, typename S>
-__device__ __forceinline__ void advance(const Formula<S>& formula, S decay, S step, T* w, S* m, S* v, S* top,
+template <Pass kPass, bool kSquaredGradient, bool kAmsgrad, int N, typename T, typename G, typename S>
+__device__ __forceinline__ void advance(const Formula<S>& formula, S decay, S step_size, T* w, S* m, S* v, S* v_max,
                                         const G* g, Norms* norms) {
   Pack<T, N> w_pack = load<N>(w);
-  Pack<S, N> m_pack = load<N>(m), v_pack = load<N>(v), top_pack = {};
+  Pack<S, N> m_pack = load<N>(m), v_pack = load<N>(v), v_max_pack = {};
   Pack<G, N> g_pack = {};
-  if constexpr (kMaximum) top_pack = load<N>(top);
+  if constexpr (kAmsgrad) v_max_pack = load<N>(v_max);
   if constexpr (kPass != Pass::kApply) g_pack = load<N>(g);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const S weight = widened(w_pack.x[i]);
-    const S u = formula.template change<kPass, kSquare, kMaximum>(weight, S(widened(g_pack.x[i])), decay,
-                                                                  &m_pack.x[i], &v_pack.x[i], &top_pack.x[i]);
+    const S u = formula.template change<kPass, kSquaredGradient, kAmsgrad>(weight, S(widened(g_pack.x[i])), decay,
+                                                                  &m_pack.x[i], &v_pack.x[i], &v_max_pack.x[i]);
     if constexpr (kPass == Pass::kNorms) {
       norms->w += double(weight) * double(weight);
       norms->u += double(u) * double(u);
     } else {
-      narrow(updated(weight, u, step), &w_pack.x[i]);
+      narrow(updated(weight, u, step_size), &w_pack.x[i]);
     }
   }
   if constexpr (kPass != Pass::kApply) {
     store<N>(m_pack, m);
     store<N>(v_pack, v);
   }
-  if constexpr (kMaximum) store<N>(top_pack, top);
+  if constexpr (kAmsgrad) store<N>(v_max_pack, v_max);
   if constexpr (kPass != Pass::kNorms) store<N>(w_pack, w);
 }
 

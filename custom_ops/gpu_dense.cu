@@ -25,7 +25,7 @@ constexpr int kBatch = CUDART_VERSION >= 12010 ? 512 : 60;
 int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
 
 struct Batch {
-  Tensors variables[kBatch];
+  Parameter variables[kBatch];
   uint32_t first[kBatch + 1];  // chunk of each variable; then how many chunks there are
   int count;
 
@@ -42,11 +42,11 @@ struct Batch {
     return low;
   }
 };
-static_assert(sizeof(Batch) + sizeof(Numbers) + 64 <= (kBatch > 60 ? 32764 : 4096), "parameters of a kernel");
+static_assert(sizeof(Batch) + sizeof(StepSource) + 64 <= (kBatch > 60 ? 32764 : 4096), "parameters of a kernel");
 
 // Calls f with one batch of variables after the other.
 template <typename F>
-cudaError_t for_batches(const Tensors* variables, int64_t count, const F& f) {
+cudaError_t for_batches(const Parameter* variables, int64_t count, const F& f) {
   Batch batch;
   for (int64_t i = 0; i < count;) {
     int64_t chunks = 0;
@@ -79,34 +79,34 @@ struct Chunk {
   }
 };
 
-// norms: of each chunk, where kPass makes them. steps: of each variable, where kPass takes them.
-template <typename T, typename G, Pass kPass, bool kSquare, bool kMaximum>
+// norms: of each chunk, written where kPass computes them. step_sizes: of each variable, read where kPass uses them.
+template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad>
 __global__ void __launch_bounds__(kThreads)
-    elements(const __grid_constant__ Batch batch, const __grid_constant__ Numbers numbers, Norms* norms,
-             const double* steps) {
+    elements(const __grid_constant__ Batch batch, const __grid_constant__ StepSource source, Norms* norms,
+             const double* step_sizes) {
   using S = typename StateOf<T>::type;
   constexpr int kPack = 16 / sizeof(T);
   // The second pass begins with what the first one touched last, which may still be in the cache.
   const uint32_t block = kPass == Pass::kApply ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const Chunk chunk(batch, block);
-  const Tensors& t = batch.variables[chunk.variable];
+  const Parameter& t = batch.variables[chunk.variable];
   T* const w = reinterpret_cast<T*>(t.w) + chunk.begin;
   S* const m = reinterpret_cast<S*>(t.m) + chunk.begin;
   S* const v = reinterpret_cast<S*>(t.v) + chunk.begin;
-  S* const top = kMaximum ? reinterpret_cast<S*>(t.top) + chunk.begin : nullptr;
+  S* const v_max = kAmsgrad ? reinterpret_cast<S*>(t.v_max) + chunk.begin : nullptr;
   const G* const g = kPass != Pass::kApply ? reinterpret_cast<const G*>(t.g) + chunk.begin : nullptr;
 
-  const Scalars scalars = numbers.get();
-  const Formula<S> formula(scalars);
-  const S decay = S(t.decays ? scalars.decay : 0.0);
-  const S step = S(kPass == Pass::kApply ? steps[chunk.variable] : 1.0);
+  const Step step = source.get();
+  const Formula<S> formula(step);
+  const S decay = S(t.weight_decay ? step.weight_decay : 0.0);
+  const S step_size = S(kPass == Pass::kApply ? step_sizes[chunk.variable] : 1.0);
   Norms sum = {0, 0};
   const uintptr_t addresses = reinterpret_cast<uintptr_t>(w) | reinterpret_cast<uintptr_t>(m) |
-                              reinterpret_cast<uintptr_t>(v) | reinterpret_cast<uintptr_t>(top) |
+                              reinterpret_cast<uintptr_t>(v) | reinterpret_cast<uintptr_t>(v_max) |
                               reinterpret_cast<uintptr_t>(g);
   const int packed = addresses % 16 == 0 ? chunk.size / kPack * kPack : 0;
   const auto take = [&](auto many, int i) {
-    advance<kPass, kSquare, kMaximum, many>(formula, decay, step, w + i, m + i, v + i, kMaximum ? top + i : nullptr,
+    advance<kPass, kSquaredGradient, kAmsgrad, many>(formula, decay, step_size, w + i, m + i, v + i, kAmsgrad ? v_max + i : nullptr,
                                             kPass != Pass::kApply ? g + i : nullptr, &sum);
   };
   // The packs of many threads are in flight at once: several of one thread's would only take registers.
@@ -122,13 +122,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // LAMB: how far each variable moves along its u. A block takes one variable.
 __global__ void __launch_bounds__(kThreads)
-    trust_ratios(const __grid_constant__ Batch batch, const __grid_constant__ Numbers numbers, const Norms* norms,
-                 double* steps) {
+    trust_ratios(const __grid_constant__ Batch batch, const __grid_constant__ StepSource source, const Norms* norms,
+                 double* step_sizes) {
   const int variable = blockIdx.x;
   const Norms sum = sum_of(norms + batch.first[variable], batch.first[variable + 1] - batch.first[variable]);
   if (threadIdx.x == 0) {
-    const Scalars scalars = numbers.get();
-    steps[variable] = scalars.rate * (batch.variables[variable].adapts ? trust_ratio(sum, scalars) : 1.0);
+    const Step step = source.get();
+    step_sizes[variable] = step.learning_rate * (batch.variables[variable].layer_adaptation ? trust_ratio(sum, step) : 1.0);
   }
 }
 
@@ -156,28 +156,28 @@ __global__ void __launch_bounds__(kThreads) total(const Norms* norms, int64_t co
 }
 
 template <typename T, typename G>
-cudaError_t adam(const Batch& batch, const GpuStep& step, const Numbers& numbers) {
-  const bool maximum = batch.variables[0].top != nullptr;
+cudaError_t adam(const Batch& batch, const GpuLaunch& launch, const StepSource& source) {
+  const bool amsgrad = batch.variables[0].v_max != nullptr;
   const auto kernel =
-      step.square ? (maximum ? elements<T, G, Pass::kAdam, true, true> : elements<T, G, Pass::kAdam, true, false>)
-                  : (maximum ? elements<T, G, Pass::kAdam, false, true> : elements<T, G, Pass::kAdam, false, false>);
-  return launch(kernel, batch.chunks(), step.stream, batch, numbers, nullptr, nullptr);
+      launch.squared_gradient ? (amsgrad ? elements<T, G, Pass::kAdam, true, true> : elements<T, G, Pass::kAdam, true, false>)
+                  : (amsgrad ? elements<T, G, Pass::kAdam, false, true> : elements<T, G, Pass::kAdam, false, false>);
+  return launch_kernel(kernel, batch.chunks(), launch.stream, batch, source, nullptr, nullptr);
 }
 
 template <typename T, typename G>
-cudaError_t lamb(const Batch& batch, const GpuStep& step, const Numbers& numbers) {
-  double* steps = static_cast<double*>(step.scratch);
-  Norms* norms = reinterpret_cast<Norms*>(steps + kBatch);
-  if (const cudaError_t error = launch(elements<T, G, Pass::kNorms, false, false>, batch.chunks(), step.stream, batch,
-                                       numbers, norms, nullptr)) {
+cudaError_t lamb(const Batch& batch, const GpuLaunch& launch, const StepSource& source) {
+  double* step_sizes = static_cast<double*>(launch.scratch);
+  Norms* norms = reinterpret_cast<Norms*>(step_sizes + kBatch);
+  if (const cudaError_t error = launch_kernel(elements<T, G, Pass::kNorms, false, false>, batch.chunks(), launch.stream, batch,
+                                       source, norms, nullptr)) {
     return error;
   }
-  if (const cudaError_t error = launch(trust_ratios, batch.count, step.stream, batch, numbers, norms, steps)) {
+  if (const cudaError_t error = launch_kernel(trust_ratios, batch.count, launch.stream, batch, source, norms, step_sizes)) {
     return error;
   }
   // No gradient is read any more: its type does not matter.
-  return launch(elements<T, T, Pass::kApply, false, false>, batch.chunks(), step.stream, batch, numbers, nullptr,
-                steps);
+  return launch_kernel(elements<T, T, Pass::kApply, false, false>, batch.chunks(), launch.stream, batch, source, nullptr,
+                step_sizes);
 }
 
 }  // namespace
@@ -185,8 +185,8 @@ cudaError_t lamb(const Batch& batch, const GpuStep& step, const Numbers& numbers
 
 using namespace tfav;
 
-int64_t tfav_gpu_dense_scratch(const Tensors* variables, int64_t count, const GpuStep* step) {
-  if (!step->trust_ratio) return 0;
+int64_t tfav_gpu_dense_scratch(const Parameter* variables, int64_t count, const GpuLaunch* launch) {
+  if (!launch->trust_ratio) return 0;
   int64_t most = 0;
   for_batches(variables, count, [&](const Batch& batch) {
     most = batch.chunks() > most ? batch.chunks() : most;
@@ -195,37 +195,37 @@ int64_t tfav_gpu_dense_scratch(const Tensors* variables, int64_t count, const Gp
   return most == 0 ? 0 : kBatch * int64_t(sizeof(double)) + most * int64_t(sizeof(Norms));
 }
 
-int tfav_gpu_dense(const Tensors* variables, int64_t count, const GpuStep* step) {
-  if (step->scratch_bytes < tfav_gpu_dense_scratch(variables, count, step)) return cudaErrorInvalidValue;
-  const Numbers numbers(*step);
-  return with_types(step->variable, step->gradient, [&](auto* w, auto* g) {
+int tfav_gpu_dense(const Parameter* variables, int64_t count, const GpuLaunch* launch) {
+  if (launch->scratch_bytes < tfav_gpu_dense_scratch(variables, count, launch)) return cudaErrorInvalidValue;
+  const StepSource source(*launch);
+  return with_types(launch->variable, launch->gradient, [&](auto* w, auto* g) {
     using T = std::remove_pointer_t<decltype(w)>;
     using G = std::remove_pointer_t<decltype(g)>;
     return for_batches(variables, count, [&](const Batch& batch) {
-      return step->trust_ratio ? lamb<T, G>(batch, *step, numbers) : adam<T, G>(batch, *step, numbers);
+      return launch->trust_ratio ? lamb<T, G>(batch, *launch, source) : adam<T, G>(batch, *launch, source);
     });
   });
 }
 
-int64_t tfav_gpu_squares_scratch(const Tensors* variables, int64_t count) {
+int64_t tfav_gpu_squared_norm_scratch(const Parameter* variables, int64_t count) {
   int64_t chunks = 0;
   for (int64_t i = 0; i < count; ++i) chunks += chunks_of(variables[i].size);
   return chunks * int64_t(sizeof(Norms));
 }
 
-int tfav_gpu_squares(const Tensors* variables, int64_t count, double* sum, const GpuStep* step) {
-  if (step->scratch_bytes < tfav_gpu_squares_scratch(variables, count)) return cudaErrorInvalidValue;
-  Norms* const norms = static_cast<Norms*>(step->scratch);
+int tfav_gpu_squared_norm(const Parameter* variables, int64_t count, double* sum, const GpuLaunch* launch) {
+  if (launch->scratch_bytes < tfav_gpu_squared_norm_scratch(variables, count)) return cudaErrorInvalidValue;
+  Norms* const norms = static_cast<Norms*>(launch->scratch);
   Norms* next = norms;
-  const cudaError_t error = with_types(step->gradient, step->gradient, [&](auto* g, auto*) {
+  const cudaError_t error = with_types(launch->gradient, launch->gradient, [&](auto* g, auto*) {
     using G = std::remove_pointer_t<decltype(g)>;
     return for_batches(variables, count, [&](const Batch& batch) {
       Norms* const to = next;
       next += batch.chunks();
-      return launch(squares<G>, batch.chunks(), step->stream, batch, to);
+      return launch_kernel(squares<G>, batch.chunks(), launch->stream, batch, to);
     });
   });
-  return error != cudaSuccess ? error : launch(total, 1, step->stream, norms, int64_t(next - norms), sum);
+  return error != cudaSuccess ? error : launch_kernel(total, 1, launch->stream, norms, int64_t(next - norms), sum);
 }
 
 int tfav_gpu_copy(void* to, const void* from, int64_t bytes, void* stream) {

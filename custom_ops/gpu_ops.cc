@@ -28,12 +28,12 @@ struct Gpu {
     return StatusOf(tfav_gpu_copy(to, from, int64_t(bytes), StreamOf(ctx)));
   }
 
-  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Tensors>& t,
-                      const Tensor& scalars) {
-    tfav::GpuStep step = StepOf(kind, scalars);
+  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Parameter>& t,
+                      const Tensor& step) {
+    tfav::GpuLaunch launch = LaunchOf(kind, step);
     Tensor scratch;
-    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_dense_scratch(t.data(), int64_t(t.size()), &step), &step, &scratch));
-    return StatusOf(tfav_gpu_dense(t.data(), int64_t(t.size()), &step));
+    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_dense_scratch(t.data(), int64_t(t.size()), &launch), &launch, &scratch));
+    return StatusOf(tfav_gpu_dense(t.data(), int64_t(t.size()), &launch));
   }
 
   // The ids are in the GPU's memory, and to look at them would mean to wait for it.
@@ -42,42 +42,42 @@ struct Gpu {
     return errors::InvalidArgument("A gradient's slices must be fewer than 2^31. Received: ", ids.NumElements());
   }
 
-  static Status Rows(OpKernelContext* ctx, const Kind& kind, const tfav::Tensors& t, const Tensor& ids, int64_t rows,
-                     bool exact, const Tensor& scalars) {
-    tfav::GpuStep step = StepOf(kind, scalars);
+  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids, int64_t rows,
+                     bool exact, const Tensor& step) {
+    tfav::GpuLaunch launch = LaunchOf(kind, step);
     const int64_t count = ids.NumElements();
     Tensor scratch;
-    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_rows_scratch(&t, rows, count, exact), &step, &scratch));
-    return StatusOf(tfav_gpu_rows(&t, rows, ids.data(), count, ids.dtype() == DT_INT64, exact, &step));
+    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_sparse_scratch(&t, rows, count, exact), &launch, &scratch));
+    return StatusOf(tfav_gpu_sparse(&t, rows, ids.data(), count, ids.dtype() == DT_INT64, exact, &launch));
   }
 
-  static Status Squares(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Tensors>& gradients,
+  static Status SquaredNorm(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Parameter>& gradients,
                         double* sum) {
-    tfav::GpuStep step = {};
-    step.gradient = type;
+    tfav::GpuLaunch launch = {};
+    launch.gradient = type;
     Tensor scratch;
     const int64_t count = int64_t(gradients.size());
-    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_squares_scratch(gradients.data(), count), &step, &scratch));
-    return StatusOf(tfav_gpu_squares(gradients.data(), count, sum, &step));
+    TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_squared_norm_scratch(gradients.data(), count), &launch, &scratch));
+    return StatusOf(tfav_gpu_squared_norm(gradients.data(), count, sum, &launch));
   }
 
  private:
-  static tfav::GpuStep StepOf(const Kind& kind, const Tensor& scalars) {
-    tfav::GpuStep step = {};
-    step.variable = kind.variable;
-    step.gradient = kind.gradient;
-    step.square = kind.square;
-    step.trust_ratio = kind.trust_ratio;
-    step.scalars = static_cast<const double*>(scalars.data());
-    return step;
+  static tfav::GpuLaunch LaunchOf(const Kind& kind, const Tensor& step) {
+    tfav::GpuLaunch launch = {};
+    launch.variable = kind.variable;
+    launch.gradient = kind.gradient;
+    launch.squared_gradient = kind.squared_gradient;
+    launch.trust_ratio = kind.trust_ratio;
+    launch.step = static_cast<const double*>(step.data());
+    return launch;
   }
 
   // TensorFlow gives the memory of `scratch` to nobody else before what is on the stream has used it.
-  static Status Prepare(OpKernelContext* ctx, int64_t bytes, tfav::GpuStep* step, Tensor* scratch) {
-    step->stream = StreamOf(ctx);
-    step->scratch_bytes = bytes;
+  static Status Prepare(OpKernelContext* ctx, int64_t bytes, tfav::GpuLaunch* launch, Tensor* scratch) {
+    launch->stream = StreamOf(ctx);
+    launch->scratch_bytes = bytes;
     TF_RETURN_IF_ERROR(ctx->allocate_temp(DT_UINT8, TensorShape({bytes}), scratch));
-    step->scratch = scratch->data();
+    launch->scratch = scratch->data();
     return OkStatus();
   }
 };

@@ -16,11 +16,11 @@ namespace {
 constexpr int64_t kZeros = 1024;
 const double zeros[kZeros] = {};  // as a gradient of any type
 
-template <typename T, typename G, bool kSquare, bool kMaximum, Pass kPass>
-void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename StateOf<T>::type* __restrict v,
-             typename StateOf<T>::type* __restrict top, const G* __restrict g, int64_t size,
+template <typename T, typename G, bool kSquaredGradient, bool kAmsgrad, Pass kPass>
+void update_span(T* __restrict w, typename StateOf<T>::type* __restrict m, typename StateOf<T>::type* __restrict v,
+             typename StateOf<T>::type* __restrict v_max, const G* __restrict g, int64_t size,
              const Formula<typename StateOf<T>::type>& f, typename StateOf<T>::type decay,
-             typename StateOf<T>::type step, Norms* norms) {
+             typename StateOf<T>::type step_size, Norms* norms) {
   using S = typename StateOf<T>::type;
   const Formula<S> c = f;  // a copy that no store can change
   double w_squares = 0, u_squares = 0;
@@ -28,13 +28,13 @@ void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename 
   for (int64_t i = 0; i < size; ++i) {
     const S weight = widened(w[i]);
     const S gradient = kPass == Pass::kApply ? S(0) : S(widened(g[i]));
-    const S u = c.template change<kPass, kSquare, kMaximum>(weight, gradient, decay, &m[i], &v[i],
-                                                            kMaximum ? &top[i] : nullptr);
+    const S u = c.template change<kPass, kSquaredGradient, kAmsgrad>(weight, gradient, decay, &m[i], &v[i],
+                                                            kAmsgrad ? &v_max[i] : nullptr);
     if (kPass == Pass::kNorms) {
       w_squares += double(weight) * double(weight);
       u_squares += double(u) * double(u);
     } else {
-      narrow(updated(weight, u, step), &w[i]);
+      narrow(updated(weight, u, step_size), &w[i]);
     }
   }
   if (kPass == Pass::kNorms) {
@@ -43,25 +43,25 @@ void stretch(T* __restrict w, typename StateOf<T>::type* __restrict m, typename 
   }
 }
 
-template <typename T, typename G, bool kSquare, bool kMaximum, Pass kPass>
-void loop(const Span& s, const Scalars& scalars, double decay, double step, Norms* norms) {
+template <typename T, typename G, bool kSquaredGradient, bool kAmsgrad, Pass kPass>
+void loop(const Span& s, const Step& step, double decay, double step_size, Norms* norms) {
   using S = typename StateOf<T>::type;
-  const Formula<S> f(scalars);
+  const Formula<S> f(step);
   const int64_t most = s.g != nullptr ? s.size : kZeros;
   for (int64_t i = 0; i < s.size; i += most) {
     const int64_t size = s.size - i < most ? s.size - i : most;
     const G* g = s.g != nullptr ? static_cast<const G*>(s.g) : reinterpret_cast<const G*>(zeros);
-    stretch<T, G, kSquare, kMaximum, kPass>(static_cast<T*>(s.w) + i, static_cast<S*>(s.m) + i,
+    update_span<T, G, kSquaredGradient, kAmsgrad, kPass>(static_cast<T*>(s.w) + i, static_cast<S*>(s.m) + i,
                                             static_cast<S*>(s.v) + i,
-                                            kMaximum ? static_cast<S*>(s.top) + i : nullptr, g, size, f,
-                                            S(decay), S(step), norms);
+                                            kAmsgrad ? static_cast<S*>(s.v_max) + i : nullptr, g, size, f,
+                                            S(decay), S(step_size), norms);
   }
 }
 
 template <typename T, typename G>
-Loops chosen(bool square, bool maximum) {
-  return {square ? (maximum ? loop<T, G, true, true, Pass::kAdam> : loop<T, G, true, false, Pass::kAdam>)
-                 : (maximum ? loop<T, G, false, true, Pass::kAdam> : loop<T, G, false, false, Pass::kAdam>),
+Loops chosen(bool squared_gradient, bool amsgrad) {
+  return {squared_gradient ? (amsgrad ? loop<T, G, true, true, Pass::kAdam> : loop<T, G, true, false, Pass::kAdam>)
+                 : (amsgrad ? loop<T, G, false, true, Pass::kAdam> : loop<T, G, false, false, Pass::kAdam>),
           loop<T, G, false, false, Pass::kNorms>, loop<T, G, false, false, Pass::kApply>};
 }
 
@@ -79,21 +79,21 @@ double squares(const void* gradient, int64_t size) {
 #define TFAV_JOIN_(name, set) name##_##set
 #define TFAV_JOIN(name, set) TFAV_JOIN_(name, set)
 
-Loops TFAV_JOIN(loops, TFAV_SET)(Type variable, Type gradient, bool square, bool maximum) {
+Loops TFAV_JOIN(loops, TFAV_SET)(Type variable, Type gradient, bool squared_gradient, bool amsgrad) {
   switch (variable) {
     case Type::kHalf:
-      return gradient == Type::kHalf ? chosen<Half, Half>(square, maximum) : chosen<Half, float>(square, maximum);
+      return gradient == Type::kHalf ? chosen<Half, Half>(squared_gradient, amsgrad) : chosen<Half, float>(squared_gradient, amsgrad);
     case Type::kBFloat16:
-      return gradient == Type::kBFloat16 ? chosen<BFloat16, BFloat16>(square, maximum)
-                                         : chosen<BFloat16, float>(square, maximum);
+      return gradient == Type::kBFloat16 ? chosen<BFloat16, BFloat16>(squared_gradient, amsgrad)
+                                         : chosen<BFloat16, float>(squared_gradient, amsgrad);
     case Type::kFloat:
-      return chosen<float, float>(square, maximum);
+      return chosen<float, float>(squared_gradient, amsgrad);
     default:
-      return chosen<double, double>(square, maximum);
+      return chosen<double, double>(squared_gradient, amsgrad);
   }
 }
 
-SquaresLoop TFAV_JOIN(squares, TFAV_SET)(Type gradient) {
+SquaredNormLoop TFAV_JOIN(squares, TFAV_SET)(Type gradient) {
   return gradient == Type::kHalf       ? squares<Half>
          : gradient == Type::kBFloat16 ? squares<BFloat16>
          : gradient == Type::kFloat    ? squares<float>

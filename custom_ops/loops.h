@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "adam_math.h"
-#include "tensors.h"
+#include "parameter.h"
 
 namespace tfav {
 
@@ -15,16 +15,16 @@ struct Span {
   void* w;
   void* m;
   void* v;
-  void* top;      // the largest v so far, or null
+  void* v_max;      // the largest v so far, or null
   const void* g;  // null: zeros
   int64_t size;
   int variable;
 };
 
-// decay, step: the variable's.
-using Loop = void (*)(const Span&, const Scalars&, double decay, double step, Norms*);
+// decay, step_size: the variable's.
+using Loop = void (*)(const Span&, const Step&, double decay, double step_size, Norms*);
 // Adds up the squares of a gradient's elements, as they are.
-using SquaresLoop = double (*)(const void* g, int64_t size);
+using SquaredNormLoop = double (*)(const void* g, int64_t size);
 
 struct Loops {
   Loop adam, norms, apply;
@@ -32,8 +32,8 @@ struct Loops {
 
 // The loops for a type of variables and of gradients (the variable's, or that of its moments), with or
 // without the g^2 of nu_2 != 1 under the root and the largest v of amsgrad. Chosen for this processor.
-Loops loops_for(Type variable, Type gradient, bool square, bool maximum);
-SquaresLoop squares_for(Type gradient);
+Loops loops_for(Type variable, Type gradient, bool squared_gradient, bool amsgrad);
+SquaredNormLoop squared_norm_for(Type gradient);
 // The instructions that were chosen: "x86-64-v4", "x86-64-v3" or "baseline".
 const char* instruction_set();
 

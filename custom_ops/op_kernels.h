@@ -3,12 +3,12 @@
 //
 // A Device has
 //   static Status Copy(OpKernelContext*, void* to, const void* from, size_t bytes);
-//   static Status Dense(OpKernelContext*, const Kind&, const std::vector<tfav::Tensors>&, const Tensor& scalars);
+//   static Status Dense(OpKernelContext*, const Kind&, const std::vector<tfav::Parameter>&, const Tensor& step);
 //   static Status CheckIds(const Tensor& ids, int64_t rows);
-//   static Status Rows(OpKernelContext*, const Kind&, const tfav::Tensors&, const Tensor& ids, int64_t rows, bool exact,
-//                      const Tensor& scalars);
-//   static Status Squares(OpKernelContext*, tfav::Type, const std::vector<tfav::Tensors>&, double* sum);
-// Dense and Rows are called after all checks, while the variables are locked; the g of Rows are the ids' rows.
+//   static Status Sparse(OpKernelContext*, const Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows, bool exact,
+//                      const Tensor& step);
+//   static Status SquaredNorm(OpKernelContext*, tfav::Type, const std::vector<tfav::Parameter>&, double* sum);
+// Dense and Sparse are called after all checks, while the variables are locked; the g of Sparse are the ids' rows.
 
 #ifndef TF_ADAM_VARIANTS_OP_KERNELS_H_
 #define TF_ADAM_VARIANTS_OP_KERNELS_H_
@@ -21,7 +21,7 @@
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
-#include "tensors.h"
+#include "parameter.h"
 
 namespace tensorflow {
 namespace tf_adam_variants {
@@ -29,7 +29,7 @@ namespace tf_adam_variants {
 // What distinguishes one step from another, beside numbers.
 struct Kind {
   tfav::Type variable, gradient;
-  bool square, maximum, trust_ratio;
+  bool squared_gradient, amsgrad, trust_ratio;
 };
 
 inline tfav::Type TypeOf(DataType type) {
@@ -95,109 +95,109 @@ class Locked {
 };
 
 template <typename Device>
-class Step : public OpKernel {
+class StepOp : public OpKernel {
  public:
-  explicit Step(OpKernelConstruction* ctx) : OpKernel(ctx) {
+  explicit StepOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
     DataType gradient;
     OP_REQUIRES_OK(ctx, ctx->GetAttr("T", &type_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &gradient));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("square", &kind_.square));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("squared_gradient", &kind_.squared_gradient));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("trust_ratio", &kind_.trust_ratio));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_maxima", &maxima_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_velocity_hats", &velocity_hats_));
     kind_.variable = TypeOf(type_);
     kind_.gradient = TypeOf(gradient);
-    kind_.maximum = maxima_ > 0;
-    OP_REQUIRES(ctx, !(kind_.trust_ratio && (kind_.square || kind_.maximum)),
-                errors::InvalidArgument("A step with a trust ratio takes neither `square` nor `maximum`"));
+    kind_.amsgrad = velocity_hats_ > 0;
+    OP_REQUIRES(ctx, !(kind_.trust_ratio && (kind_.squared_gradient || kind_.amsgrad)),
+                errors::InvalidArgument("A step with a trust ratio takes neither `squared_gradient` nor `amsgrad`"));
     OP_REQUIRES(ctx, kind_.gradient == kind_.variable || kind_.gradient == tfav::state_of(kind_.variable),
                 errors::InvalidArgument("Gradients must be of the type of the variables, ", DataTypeString(type_),
                                         ", or of their moments. Received: ", DataTypeString(gradient)));
   }
 
  protected:
-  static Status CheckScalars(const Tensor& scalars) {
-    if (scalars.dims() == 1 && scalars.NumElements() == tfav::kScalars) return OkStatus();
-    return errors::InvalidArgument("scalars must have shape [", tfav::kScalars,
-                                   "]. Received: ", scalars.shape().DebugString());
+  static Status CheckStep(const Tensor& step) {
+    if (step.dims() == 1 && step.NumElements() == tfav::kStepFields) return OkStatus();
+    return errors::InvalidArgument("step must have shape [", tfav::kStepFields,
+                                   "]. Received: ", step.shape().DebugString());
   }
 
   Status CheckOne(const Locked& vars, int i, int n, const TensorShape* shape) const {
     const DataType state = type_ == DT_DOUBLE ? DT_DOUBLE : DT_FLOAT;
     TF_RETURN_IF_ERROR(vars.Check(i, type_, shape));
-    for (int slot = 1; slot < (kind_.maximum ? 4 : 3); ++slot) {
+    for (int slot = 1; slot < (kind_.amsgrad ? 4 : 3); ++slot) {
       TF_RETURN_IF_ERROR(vars.Check(slot * n + i, state, &vars.tensor(i).shape()));
     }
     return OkStatus();
   }
 
   // Variable i of n and its slots. Call it after all checks: it may copy.
-  Status TensorsOf(OpKernelContext* ctx, Locked* vars, int i, int n, tfav::Tensors* t) const {
+  Status ParameterOf(OpKernelContext* ctx, Locked* vars, int i, int n, tfav::Parameter* t) const {
     t->size = vars->tensor(i).NumElements();
-    t->top = nullptr;
+    t->v_max = nullptr;
     TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, i, &t->w));
     TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, n + i, &t->m));
     TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, 2 * n + i, &t->v));
-    return kind_.maximum ? vars->Writable<Device>(ctx, 3 * n + i, &t->top) : OkStatus();
+    return kind_.amsgrad ? vars->Writable<Device>(ctx, 3 * n + i, &t->v_max) : OkStatus();
   }
 
   DataType type_;
   Kind kind_;
-  int maxima_;
+  int velocity_hats_;
 };
 
 template <typename Device>
-class DenseStep : public Step<Device> {
+class DenseStep : public StepOp<Device> {
  public:
-  explicit DenseStep(OpKernelConstruction* ctx) : Step<Device>(ctx) {
+  explicit DenseStep(OpKernelConstruction* ctx) : StepOp<Device>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("N", &n_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("decays", &decays_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("adapts", &adapts_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
     OP_REQUIRES(ctx,
-                int(decays_.size()) == n_ && int(adapts_.size()) == n_ &&
-                    (this->maxima_ == 0 || this->maxima_ == n_),
-                errors::InvalidArgument("decays, adapts and maxima must have one element a variable"));
+                int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ &&
+                    (this->velocity_hats_ == 0 || this->velocity_hats_ == n_),
+                errors::InvalidArgument("weight_decay, layer_adaptation and velocity_hats must have one element a variable"));
   }
 
   void Compute(OpKernelContext* ctx) override {
-    const int slots = this->maxima_ > 0 ? 4 : 3, gradients = 1 + slots * n_;
-    OP_REQUIRES_OK(ctx, this->CheckScalars(ctx->input(0)));
+    const int slots = this->velocity_hats_ > 0 ? 4 : 3, gradients = 1 + slots * n_;
+    OP_REQUIRES_OK(ctx, this->CheckStep(ctx->input(0)));
     Locked vars;
     OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, slots * n_));
     for (int i = 0; i < n_; ++i) {  // all checks first: a step is taken by all variables or by none
       const TensorShape& shape = ctx->input(gradients + i).shape();
       OP_REQUIRES_OK(ctx, this->CheckOne(vars, i, n_, &shape));
     }
-    std::vector<tfav::Tensors> t(n_);
+    std::vector<tfav::Parameter> t(n_);
     for (int i = 0; i < n_; ++i) {
-      OP_REQUIRES_OK(ctx, this->TensorsOf(ctx, &vars, i, n_, &t[i]));
+      OP_REQUIRES_OK(ctx, this->ParameterOf(ctx, &vars, i, n_, &t[i]));
       t[i].g = static_cast<const char*>(ctx->input(gradients + i).data());
-      t[i].decays = decays_[i];
-      t[i].adapts = adapts_[i];
+      t[i].weight_decay = weight_decay_[i];
+      t[i].layer_adaptation = layer_adaptation_[i];
     }
     OP_REQUIRES_OK(ctx, Device::Dense(ctx, this->kind_, t, ctx->input(0)));
   }
 
  private:
   int n_;
-  std::vector<bool> decays_, adapts_;
+  std::vector<bool> weight_decay_, layer_adaptation_;
 };
 
 template <typename Device>
-class RowsStep : public Step<Device> {
+class SparseStep : public StepOp<Device> {
  public:
-  explicit RowsStep(OpKernelConstruction* ctx) : Step<Device>(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("decays", &decays_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("adapts", &adapts_));
+  explicit SparseStep(OpKernelConstruction* ctx) : StepOp<Device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("exact", &exact_));
-    OP_REQUIRES(ctx, this->maxima_ <= 1, errors::InvalidArgument("There must be at most one of maxima"));
+    OP_REQUIRES(ctx, this->velocity_hats_ <= 1, errors::InvalidArgument("There must be at most one of velocity_hats"));
   }
 
   void Compute(OpKernelContext* ctx) override {
-    const Tensor& values = ctx->input(4 + this->maxima_);
-    const Tensor& ids = ctx->input(5 + this->maxima_);
-    OP_REQUIRES_OK(ctx, this->CheckScalars(ctx->input(0)));
+    const Tensor& values = ctx->input(4 + this->velocity_hats_);
+    const Tensor& ids = ctx->input(5 + this->velocity_hats_);
+    OP_REQUIRES_OK(ctx, this->CheckStep(ctx->input(0)));
     Locked vars;
-    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, 3 + this->maxima_));
+    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, 3 + this->velocity_hats_));
     OP_REQUIRES_OK(ctx, this->CheckOne(vars, 0, 1, nullptr));
     const TensorShape shape = vars.tensor(0).shape();
     OP_REQUIRES(ctx, shape.dims() >= 1 && ids.dims() == 1 && values.dims() == shape.dims(),
@@ -210,16 +210,16 @@ class RowsStep : public Step<Device> {
                 errors::InvalidArgument("values must have shape ", wanted.DebugString(),
                                         ". Received: ", values.shape().DebugString()));
     OP_REQUIRES_OK(ctx, Device::CheckIds(ids, shape.dim_size(0)));
-    tfav::Tensors t;
-    OP_REQUIRES_OK(ctx, this->TensorsOf(ctx, &vars, 0, 1, &t));
+    tfav::Parameter t;
+    OP_REQUIRES_OK(ctx, this->ParameterOf(ctx, &vars, 0, 1, &t));
     t.g = static_cast<const char*>(values.data());
-    t.decays = decays_;
-    t.adapts = adapts_;
-    OP_REQUIRES_OK(ctx, Device::Rows(ctx, this->kind_, t, ids, shape.dim_size(0), exact_, ctx->input(0)));
+    t.weight_decay = weight_decay_;
+    t.layer_adaptation = layer_adaptation_;
+    OP_REQUIRES_OK(ctx, Device::Sparse(ctx, this->kind_, t, ids, shape.dim_size(0), exact_, ctx->input(0)));
   }
 
  private:
-  bool decays_, adapts_, exact_;
+  bool weight_decay_, layer_adaptation_, exact_;
 };
 
 template <typename Device>
@@ -230,14 +230,14 @@ class SquaredNorm : public OpKernel {
   }
 
   void Compute(OpKernelContext* ctx) override {
-    std::vector<tfav::Tensors> gradients(ctx->num_inputs(), tfav::Tensors{});
+    std::vector<tfav::Parameter> gradients(ctx->num_inputs(), tfav::Parameter{});
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       gradients[i].g = static_cast<const char*>(ctx->input(i).data());
       gradients[i].size = ctx->input(i).NumElements();
     }
     Tensor* sum;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({}), &sum));
-    OP_REQUIRES_OK(ctx, Device::Squares(ctx, TypeOf(type_), gradients, static_cast<double*>(sum->data())));
+    OP_REQUIRES_OK(ctx, Device::SquaredNorm(ctx, TypeOf(type_), gradients, static_cast<double*>(sum->data())));
   }
 
  private:
@@ -254,15 +254,15 @@ class SquaredNorm : public OpKernel {
                               .HostMemory("variables")                                                    \
                               .HostMemory("momentums")                                                    \
                               .HostMemory("velocities")                                                   \
-                              .HostMemory("maxima"),                                                      \
+                              .HostMemory("velocity_hats"),                                                      \
                           DenseStep<device>);                                                             \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>RowsStep")                                                 \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")                                                 \
                               .Device(place)                                                              \
                               .HostMemory("variable")                                                     \
                               .HostMemory("momentum")                                                     \
                               .HostMemory("velocity")                                                     \
-                              .HostMemory("maxima"),                                                      \
-                          RowsStep<device>);                                                              \
+                              .HostMemory("velocity_hats"),                                                      \
+                          SparseStep<device>);                                                              \
   REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(place), SquaredNorm<device>);
 
 #endif  // TF_ADAM_VARIANTS_OP_KERNELS_H_

@@ -13,9 +13,9 @@ namespace {
 using shape_inference::InferenceContext;
 using shape_inference::ShapeHandle;
 
-Status ScalarsShape(InferenceContext* c, int input) {
-  ShapeHandle scalars;
-  return c->Merge(c->input(input), c->Vector(tfav::kScalars), &scalars);
+Status StepShape(InferenceContext* c, int input) {
+  ShapeHandle step;
+  return c->Merge(c->input(input), c->Vector(tfav::kStepFields), &step);
 }
 
 // The shape that a variable's handle tells of, unknown where it does not.
@@ -25,36 +25,36 @@ ShapeHandle HandleShape(InferenceContext* c, int input) {
 }
 
 Status DenseShapes(InferenceContext* c) {
-  int n, maxima;
+  int n, velocity_hats;
   TF_RETURN_IF_ERROR(c->GetAttr("N", &n));
-  TF_RETURN_IF_ERROR(c->GetAttr("num_maxima", &maxima));
-  std::vector<bool> decays, adapts;
-  TF_RETURN_IF_ERROR(c->GetAttr("decays", &decays));
-  TF_RETURN_IF_ERROR(c->GetAttr("adapts", &adapts));
-  if (int(decays.size()) != n || int(adapts.size()) != n || (maxima != 0 && maxima != n)) {
-    return errors::InvalidArgument("decays, adapts and maxima must have one element a variable, ", n,
-                                   ". Received: ", decays.size(), ", ", adapts.size(), " and ", maxima);
+  TF_RETURN_IF_ERROR(c->GetAttr("num_velocity_hats", &velocity_hats));
+  std::vector<bool> weight_decay, layer_adaptation;
+  TF_RETURN_IF_ERROR(c->GetAttr("weight_decay", &weight_decay));
+  TF_RETURN_IF_ERROR(c->GetAttr("layer_adaptation", &layer_adaptation));
+  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n || (velocity_hats != 0 && velocity_hats != n)) {
+    return errors::InvalidArgument("weight_decay, layer_adaptation and velocity_hats must have one element a variable, ", n,
+                                   ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ", velocity_hats);
   }
-  TF_RETURN_IF_ERROR(ScalarsShape(c, 0));
+  TF_RETURN_IF_ERROR(StepShape(c, 0));
   for (int i = 0; i < n; ++i) {
-    ShapeHandle merged = c->input(1 + 3 * n + maxima + i);  // the gradient
-    for (int slot = 0; slot < (maxima ? 4 : 3); ++slot) {
+    ShapeHandle merged = c->input(1 + 3 * n + velocity_hats + i);  // the gradient
+    for (int slot = 0; slot < (velocity_hats ? 4 : 3); ++slot) {
       TF_RETURN_IF_ERROR(c->Merge(merged, HandleShape(c, 1 + slot * n + i), &merged));
     }
   }
   return OkStatus();
 }
 
-Status RowsShapes(InferenceContext* c) {
-  int maxima;
-  TF_RETURN_IF_ERROR(c->GetAttr("num_maxima", &maxima));
-  if (maxima > 1) return errors::InvalidArgument("There must be at most one of maxima. Received: ", maxima);
-  TF_RETURN_IF_ERROR(ScalarsShape(c, 0));
+Status SparseShapes(InferenceContext* c) {
+  int velocity_hats;
+  TF_RETURN_IF_ERROR(c->GetAttr("num_velocity_hats", &velocity_hats));
+  if (velocity_hats > 1) return errors::InvalidArgument("There must be at most one of velocity_hats. Received: ", velocity_hats);
+  TF_RETURN_IF_ERROR(StepShape(c, 0));
   ShapeHandle variable = HandleShape(c, 1), ids, row, value_row;
   TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 2), &variable));
   TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 3), &variable));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(5 + maxima), 1, &ids));
-  ShapeHandle values = c->input(4 + maxima);
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(5 + velocity_hats), 1, &ids));
+  ShapeHandle values = c->input(4 + velocity_hats);
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(values, 1, &values));
   shape_inference::DimensionHandle count;
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(values, 0), c->Dim(ids, 0), &count));
@@ -66,43 +66,43 @@ Status RowsShapes(InferenceContext* c) {
 }
 
 REGISTER_OP("TfAdamVariants>DenseStep")
-    .Input("scalars: float64")
+    .Input("step: float64")
     .Input("variables: N * resource")
     .Input("momentums: N * resource")
     .Input("velocities: N * resource")
-    .Input("maxima: num_maxima * resource")
+    .Input("velocity_hats: num_velocity_hats * resource")
     .Input("gradients: N * G")
     .Attr("N: int >= 1")
-    .Attr("num_maxima: int >= 0")
+    .Attr("num_velocity_hats: int >= 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("G: {half, bfloat16, float, double}")
-    .Attr("square: bool")
+    .Attr("squared_gradient: bool")
     .Attr("trust_ratio: bool")
-    .Attr("decays: list(bool)")
-    .Attr("adapts: list(bool)")
+    .Attr("weight_decay: list(bool)")
+    .Attr("layer_adaptation: list(bool)")
     .SetIsStateful()
     .SetShapeFn(DenseShapes)
-    .Doc("One step of N variables of type T, in place. See adam_math.h for the scalars.");
+    .Doc("One step of N variables of type T, in place. See adam_math.h for the scalars of `step`.");
 
-REGISTER_OP("TfAdamVariants>RowsStep")
-    .Input("scalars: float64")
+REGISTER_OP("TfAdamVariants>SparseStep")
+    .Input("step: float64")
     .Input("variable: resource")
     .Input("momentum: resource")
     .Input("velocity: resource")
-    .Input("maxima: num_maxima * resource")
+    .Input("velocity_hats: num_velocity_hats * resource")
     .Input("values: G")
     .Input("ids: I")
-    .Attr("num_maxima: int >= 0")
+    .Attr("num_velocity_hats: int >= 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("G: {half, bfloat16, float, double}")
     .Attr("I: {int32, int64}")
-    .Attr("square: bool")
+    .Attr("squared_gradient: bool")
     .Attr("trust_ratio: bool")
-    .Attr("decays: bool")
-    .Attr("adapts: bool")
+    .Attr("weight_decay: bool")
+    .Attr("layer_adaptation: bool")
     .Attr("exact: bool")
     .SetIsStateful()
-    .SetShapeFn(RowsShapes)
+    .SetShapeFn(SparseShapes)
     .Doc("One step of one variable, in place, where the gradient is values in the rows of these ids. Repeated "
          "ids are summed. exact: other rows have a zero gradient; otherwise they are left alone.");
 

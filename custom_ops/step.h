@@ -36,11 +36,11 @@ class Plan {
   explicit Plan(const Sizes& sizes) : sizes_(sizes) {}
 
   // Elements [begin, end) of a variable. g points to the gradient of element `begin`; null: zeros.
-  void add(const Tensors& t, int variable, int64_t begin, int64_t end, const char* g) {
+  void add(const Parameter& t, int variable, int64_t begin, int64_t end, const char* g) {
     for (; begin < end; begin += kSpan) {
       const int64_t size = std::min(kSpan, end - begin);
       spans_.push_back({t.w + begin * sizes_.variable, t.m + begin * sizes_.state,
-                        t.v + begin * sizes_.state, t.top ? t.top + begin * sizes_.state : nullptr, g, size,
+                        t.v + begin * sizes_.state, t.v_max ? t.v_max + begin * sizes_.state : nullptr, g, size,
                         variable});
       if (g != nullptr) g += size * sizes_.gradient;
       elements_ += size;
@@ -75,10 +75,10 @@ class Plan {
   int64_t filled_ = 0, elements_ = 0;
 };
 
-inline double decay_of(const Tensors& t, const Scalars& s) { return t.decays ? s.decay : 0.0; }
+inline double decay_of(const Parameter& t, const Step& s) { return t.weight_decay ? s.weight_decay : 0.0; }
 
 // AdamW, QHAdam, QHAdamW.
-inline void adam(Plan& plan, const std::vector<Tensors>& variables, const Scalars& s, Loop loop,
+inline void adam(Plan& plan, const std::vector<Parameter>& variables, const Step& s, Loop loop,
                  const Parallel& parallel) {
   plan.for_each(parallel, [&](const Span& span, size_t) {
     loop(span, s, decay_of(variables[span.variable], s), 1.0, nullptr);
@@ -86,11 +86,11 @@ inline void adam(Plan& plan, const std::vector<Tensors>& variables, const Scalar
 }
 
 // LAMB: the norms, then the step. A variable of one span takes both while it is in the cache.
-inline void lamb(Plan& plan, const std::vector<Tensors>& variables, const Scalars& s, const Loops& loops,
+inline void lamb(Plan& plan, const std::vector<Parameter>& variables, const Step& s, const Loops& loops,
                  const Parallel& parallel) {
   const std::vector<Span>& spans = plan.spans();
-  const auto step_of = [&](const Tensors& t, const Norms& n) {
-    return t.adapts ? s.rate * trust_ratio(n, s) : s.rate;
+  const auto step_size_of = [&](const Parameter& t, const Norms& n) {
+    return t.layer_adaptation ? s.learning_rate * trust_ratio(n, s) : s.learning_rate;
   };
   const auto alone = [&](size_t i) {
     return (i == 0 || spans[i - 1].variable != spans[i].variable) &&
@@ -98,9 +98,9 @@ inline void lamb(Plan& plan, const std::vector<Tensors>& variables, const Scalar
   };
   std::vector<Norms> norms(spans.size(), Norms{0, 0});
   plan.for_each(parallel, [&](const Span& span, size_t i) {
-    const Tensors& t = variables[span.variable];
+    const Parameter& t = variables[span.variable];
     loops.norms(span, s, decay_of(t, s), 0.0, &norms[i]);
-    if (alone(i)) loops.apply(span, s, decay_of(t, s), step_of(t, norms[i]), nullptr);
+    if (alone(i)) loops.apply(span, s, decay_of(t, s), step_size_of(t, norms[i]), nullptr);
   });
   std::vector<Norms> sums(variables.size(), Norms{0, 0});
   bool done = true;
@@ -111,13 +111,13 @@ inline void lamb(Plan& plan, const std::vector<Tensors>& variables, const Scalar
   }
   if (done) return;
   plan.for_each(parallel, [&](const Span& span, size_t i) {
-    const Tensors& t = variables[span.variable];
-    if (!alone(i)) loops.apply(span, s, decay_of(t, s), step_of(t, sums[span.variable]), nullptr);
+    const Parameter& t = variables[span.variable];
+    if (!alone(i)) loops.apply(span, s, decay_of(t, s), step_size_of(t, sums[span.variable]), nullptr);
   });
 }
 
 // The sum of the squares of all gradients, in float64.
-inline double squares(const std::vector<Tensors>& gradients, int64_t element, SquaresLoop loop,
+inline double squared_norm(const std::vector<Parameter>& gradients, int64_t element, SquaredNormLoop loop,
                       const Parallel& parallel) {
   Plan plan({0, 0, element});
   for (size_t i = 0; i < gradients.size(); ++i) plan.add(gradients[i], int(i), 0, gradients[i].size, gradients[i].g);

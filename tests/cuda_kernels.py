@@ -36,7 +36,7 @@ import numpy as np
 import oracle
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_rows.cu")]
+SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu")]
 ON_CPU = ROOT / "tests" / "cuda_on_cpu"
 POISON = 0xFF  # NaN in every type
 
@@ -68,19 +68,23 @@ def build(folder, on_cpu=False, flags=()):
     return library
 
 
-class Tensors(ctypes.Structure):
-    """tfav::Tensors of tensors.h."""
+class Parameter(ctypes.Structure):
+    """tfav::Parameter of parameter.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("w", "m", "v", "top", "g")]
-    _fields_ += [("size", ctypes.c_int64), ("decays", ctypes.c_bool), ("adapts", ctypes.c_bool)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("w", "m", "v", "v_max", "g")]
+    _fields_ += [
+        ("size", ctypes.c_int64),
+        ("weight_decay", ctypes.c_bool),
+        ("layer_adaptation", ctypes.c_bool),
+    ]
 
 
-class Step(ctypes.Structure):
-    """tfav::GpuStep of gpu.h."""
+class Launch(ctypes.Structure):
+    """tfav::GpuLaunch of gpu.h."""
 
     _fields_ = [("variable", ctypes.c_int), ("gradient", ctypes.c_int)]
-    _fields_ += [(name, ctypes.c_bool) for name in ("square", "trust_ratio", "scalars_on_host")]
-    _fields_ += [("scalars", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
+    _fields_ += [(name, ctypes.c_bool) for name in ("squared_gradient", "trust_ratio", "step_on_host")]
+    _fields_ += [("step", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
     _fields_ += [("scratch_bytes", ctypes.c_int64), ("stream", ctypes.c_void_p)]
 
 
@@ -90,20 +94,20 @@ class Kernels:
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
         wide, pointer = ctypes.c_int64, ctypes.c_void_p
-        step, tensors = ctypes.POINTER(Step), ctypes.POINTER(Tensors)
+        launch, parameters = ctypes.POINTER(Launch), ctypes.POINTER(Parameter)
         self.library.tfav_gpu_error.restype = ctypes.c_char_p
         for name, arguments in {
-            "dense": (tensors, wide, step),
-            "rows": (tensors, wide, pointer, wide, ctypes.c_int, ctypes.c_int, step),
-            "squares": (tensors, wide, pointer, step),
+            "dense": (parameters, wide, launch),
+            "sparse": (parameters, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
+            "squared_norm": (parameters, wide, pointer, launch),
             "copy": (pointer, pointer, wide, pointer),
             "ready": (),
         }.items():
             setattr(self, name, self._checked(name, arguments))
         for name, arguments in {
-            "dense_scratch": (tensors, wide, step),
-            "rows_scratch": (tensors, wide, wide, ctypes.c_int),
-            "squares_scratch": (tensors, wide),
+            "dense_scratch": (parameters, wide, launch),
+            "sparse_scratch": (parameters, wide, wide, ctypes.c_int),
+            "squared_norm_scratch": (parameters, wide),
         }.items():
             function = getattr(self.library, f"tfav_gpu_{name}")
             function.argtypes, function.restype = arguments, wide
@@ -198,10 +202,10 @@ def on_gpu():
 
 
 class Type(NamedTuple):
-    """A type of elements: how NumPy holds it (bfloat16 by its bits), and half its distance at 1."""
+    """A type of elements: how NumPy stores it (bfloat16 by its bits), and half its distance at 1."""
 
     number: int
-    held: type
+    storage: type
     rounding: float
 
     @property
@@ -212,16 +216,16 @@ class Type(NamedTuple):
         """The bits of the nearest numbers of this type."""
         if self is not BFLOAT16:
             with np.errstate(over="ignore"):
-                return np.asarray(values, self.held)
+                return np.asarray(values, self.storage)
         bits = np.atleast_1d(np.asarray(values, np.float32)).view(np.uint32)
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
-    def real(self, held):
-        """Numbers in float64."""
+    def widened(self, stored):
+        """In float64."""
         if self is BFLOAT16:
-            return (held.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return held.astype(np.float64)
+            return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return stored.astype(np.float64)
 
 
 HALF, BFLOAT16 = Type(0, np.float16, 2.0**-11), Type(1, np.uint16, 2.0**-8)
@@ -242,21 +246,27 @@ class Array:
 
     MARGIN = 64
 
-    def __init__(self, memory, held, shift=0):
+    def __init__(self, memory, elements, shift=0):
         """shift: how many elements from an address that is a multiple of 16."""
-        self.memory, self.held = memory, held
-        self.begin = self.MARGIN + int(shift) * held.itemsize
-        self.buffer = memory.allocate(self.begin + held.nbytes + self.MARGIN)
-        data = np.full(self.begin + held.nbytes + self.MARGIN, POISON, np.uint8)
-        data[self.begin : self.begin + held.nbytes] = np.ascontiguousarray(held).reshape(-1).view(np.uint8)
+        self.memory, self.elements = memory, elements
+        self.begin = self.MARGIN + int(shift) * elements.itemsize
+        self.buffer = memory.allocate(self.begin + elements.nbytes + self.MARGIN)
+        data = np.full(self.begin + elements.nbytes + self.MARGIN, POISON, np.uint8)
+        data[self.begin : self.begin + elements.nbytes] = (
+            np.ascontiguousarray(elements).reshape(-1).view(np.uint8)
+        )
         memory.write(self.buffer, data)
         self.address = memory.address(self.buffer) + self.begin
 
     def read(self):
         data = self.memory.read(self.buffer)
         assert (data[: self.begin] == POISON).all(), "written before the beginning"
-        assert (data[self.begin + self.held.nbytes :] == POISON).all(), "written beyond the end"
-        return data[self.begin : self.begin + self.held.nbytes].view(self.held.dtype).reshape(self.held.shape)
+        assert (data[self.begin + self.elements.nbytes :] == POISON).all(), "written beyond the end"
+        return (
+            data[self.begin : self.begin + self.elements.nbytes]
+            .view(self.elements.dtype)
+            .reshape(self.elements.shape)
+        )
 
 
 # -- what is checked -------------------------------------------------------------------------------------
@@ -280,29 +290,29 @@ class Case(NamedTuple):
         return self.rule is oracle.lamb
 
     @property
-    def maximum(self):
+    def amsgrad(self):
         return self.terms.get("amsgrad", False)
 
     @property
-    def square(self):
+    def squared_gradient(self):
         return self.terms.get("nu_2", 1.0) != 1
 
-    def scalars(self, t, rate, decay, scale):
-        """The numbers of adam_math.h, in their order."""
+    def step(self, t, rate, decay, scale):
+        """The scalars of step t: struct Step of adam_math.h, in its order."""
         b1, b2, epsilon = (self.all_terms[name] for name in DEFAULTS)
         nu_1, nu_2 = self.terms.get("nu_1", 1.0), self.terms.get("nu_2", 1.0)
         corrected = self.terms.get("bias_correction", True)
         c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
         factor = 1.0 if self.lamb else rate
-        if nu_2 == 1:  # top and bottom times sqrt(c2)
+        if nu_2 == 1:  # numerator and denominator times sqrt(c2)
             k = math.sqrt(c2)
-            parts = [k * factor * (1 - nu_1), k * factor * nu_1 / c1, 0.0, 1.0, k * epsilon]
+            direction = [k * factor * nu_1 / c1, k * factor * (1 - nu_1), 1.0, 0.0, k * epsilon]
         else:
-            parts = [factor * (1 - nu_1), factor * nu_1 / c1, 1 - nu_2, nu_2 / c2, epsilon]
-        share_1 = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
+            direction = [factor * nu_1 / c1, factor * (1 - nu_1), nu_2 / c2, 1 - nu_2, epsilon]
+        beta_3 = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
         low, high = self.terms.get("trust_ratio_min"), self.terms.get("trust_ratio_max")
         bounds = [0.0 if low is None else low, math.inf if high is None else high]
-        return np.array([*parts, 1 - b1, share_1, 1 - b2, decay, scale, rate, *bounds])
+        return np.array([scale, 1 - b1, beta_3, 1 - b2, *direction, decay, rate, *bounds])
 
 
 CASES = [
@@ -319,44 +329,49 @@ CASES = [
 class Variable:
     """One variable before a step, in its types."""
 
-    def __init__(self, rng, type_, gradient, size, decays=True, adapts=True, draw=None):
+    def __init__(self, rng, type_, gradient, size, weight_decay=True, layer_adaptation=True, draw=None):
         draw = draw or (lambda: rng.normal(size=size))
-        self.type, self.gradient, self.decays, self.adapts = type_, gradient, decays, adapts
+        self.type, self.gradient, self.weight_decay, self.layer_adaptation = (
+            type_,
+            gradient,
+            weight_decay,
+            layer_adaptation,
+        )
         state = type_.state
         self.w = type_.stored(draw())
         self.m = state.stored(0.1 * draw())
         self.v = state.stored(0.01 + np.abs(draw()))
-        self.top = state.stored(state.real(self.v) * 1.01)
+        self.v_max = state.stored(state.widened(self.v) * 1.01)
         self.g = gradient.stored(draw())
 
-    def arrays(self, memory, maximum, shifts=(0,) * 5):
-        values = [self.w, self.m, self.v, self.top, self.g]
+    def arrays(self, memory, amsgrad, shifts=(0,) * 5):
+        values = [self.w, self.m, self.v, self.v_max, self.g]
         arrays = [Array(memory, value, shift) for value, shift in zip(values, shifts, strict=True)]
-        if not maximum:
+        if not amsgrad:
             arrays[3] = None
         return arrays
 
-    def tensors(self, arrays):
+    def parameter(self, arrays):
         addresses = [None if array is None else array.address for array in arrays]
-        return Tensors(*addresses, self.w.size, self.decays, self.adapts)
+        return Parameter(*addresses, self.w.size, self.weight_decay, self.layer_adaptation)
 
     def expected(self, case, t, rate, decay, scale, g=None):
         """What the oracle makes of w, m, v and the largest v, and by how much rounding may change each."""
         # What the kernels cannot know is lost before: gradients are scaled in the type of the arithmetic.
         state = self.type.state
         ulp = 2 * state.rounding
-        w, m, v = self.type.real(self.w), state.real(self.m), state.real(self.v)
-        g = scale * (self.gradient.real(self.g) if g is None else g)
+        w, m, v = self.type.widened(self.w), state.widened(self.m), state.widened(self.v)
+        g = scale * (self.gradient.widened(self.g) if g is None else g)
         terms = dict(case.all_terms)
-        decay = decay if self.decays else 0.0
+        decay = decay if self.weight_decay else 0.0
         weighed = decay if case.lamb else decay * rate
         if case.lamb:
-            terms["adapted"] = self.adapts
-        slots = {"m": m, "v": v} | ({"vhat": state.real(self.top)} if case.maximum else {})
+            terms["adapted"] = self.layer_adaptation
+        slots = {"m": m, "v": v} | ({"vhat": state.widened(self.v_max)} if case.amsgrad else {})
         with np.errstate(all="ignore"):
             want = case.rule(w, g, t, slots, rate, weighed, **terms)
             # The same where nothing cancels: what rounding is relative to.
-            sizes = {"m": np.abs(m), "v": v} | ({"vhat": state.real(self.top)} if case.maximum else {})
+            sizes = {"m": np.abs(m), "v": v} | ({"vhat": state.widened(self.v_max)} if case.amsgrad else {})
             if case.lamb:
                 terms["adapted"] = False
                 moved = case.rule(w, g, t, {"m": m, "v": v}, rate, weighed, **terms) - w
@@ -373,7 +388,7 @@ class Variable:
             "w": (want, room),
             "m": (slots["m"], 4 * ulp * sizes["m"] + 1e-37),
             "v": (slots["v"], 4 * ulp * slots["v"] + 1e-37),
-            "top": (tops, 4 * ulp * tops + 1e-37),
+            "v_max": (tops, 4 * ulp * tops + 1e-37),
         }
 
 
@@ -385,31 +400,35 @@ class Checks:
         self.rng = np.random.default_rng(1)
 
     # A step of `variables`: their arrays after it.
-    def step(self, case, variables, numbers, shifts=None, on_host=False, poison=POISON, ids=None, **rows):
+    def step(self, case, variables, step, shifts=None, on_host=False, poison=POISON, ids=None, **rows):
         arrays = [
-            x.arrays(self.memory, case.maximum, shifts[i] if shifts else (0,) * 5)
+            x.arrays(self.memory, case.amsgrad, shifts[i] if shifts else (0,) * 5)
             for i, x in enumerate(variables)
         ]
-        tensors = (Tensors * len(variables))(*(x.tensors(a) for x, a in zip(variables, arrays, strict=True)))
-        scalars = Array(OnCpu() if on_host else self.memory, numbers)
-        step = Step(
-            variables[0].type.number, variables[0].gradient.number, case.square, case.lamb, on_host,
+        parameters = (Parameter * len(variables))(
+            *(x.parameter(a) for x, a in zip(variables, arrays, strict=True))
+        )
+        scalars = Array(OnCpu() if on_host else self.memory, step)
+        launch = Launch(
+            variables[0].type.number, variables[0].gradient.number, case.squared_gradient, case.lamb, on_host,
             scalars.address, None, 0, self.memory.stream,
         )  # fmt: skip
         if ids is None:
-            needed = self.kernels.dense_scratch(tensors, len(variables), step)
+            needed = self.kernels.dense_scratch(parameters, len(variables), launch)
         else:
             values = Array(self.memory, rows["values"], rows.get("shift", 0))
             named = Array(self.memory, ids)
-            tensors[0].g = values.address
-            needed = self.kernels.rows_scratch(tensors, rows["rows"], ids.size, rows["exact"])
+            parameters[0].g = values.address
+            needed = self.kernels.sparse_scratch(parameters, rows["rows"], ids.size, rows["exact"])
         scratch = Array(self.memory, np.full(needed, poison, np.uint8))
-        step.scratch, step.scratch_bytes = scratch.address, needed
+        launch.scratch, launch.scratch_bytes = scratch.address, needed
         if ids is None:
-            self.kernels.dense(tensors, len(variables), step)
+            self.kernels.dense(parameters, len(variables), launch)
         else:
             wide = ids.dtype == np.int64
-            self.kernels.rows(tensors, rows["rows"], named.address, ids.size, wide, rows["exact"], step)
+            self.kernels.sparse(
+                parameters, rows["rows"], named.address, ids.size, wide, rows["exact"], launch
+            )
             assert (values.read() == rows["values"]).all(), "a gradient was written"
             assert (named.read() == ids).all(), "ids were written"
         scratch.read()  # its margins
@@ -418,9 +437,9 @@ class Checks:
             assert own[4].tobytes() == x.g.tobytes(), "a gradient was written"
         return after
 
-    def twice(self, case, variables, numbers, **options):
-        first = self.step(case, variables, numbers, **options)
-        again = self.step(case, variables, numbers, **options, poison=0x5A)
+    def twice(self, case, variables, step, **options):
+        first = self.step(case, variables, step, **options)
+        again = self.step(case, variables, step, **options, poison=0x5A)
         for a, b in zip(first, again, strict=True):
             for x, y in zip(a, b, strict=True):
                 assert x is None or x.tobytes() == y.tobytes(), "other bits the second time"
@@ -428,11 +447,11 @@ class Checks:
 
     def compare(self, case, variable, after, expected, where=slice(None)):
         state = variable.type.state
-        for name, held in zip(("w", "m", "v", "top"), after, strict=False):
-            if held is None:
+        for name, stored in zip(("w", "m", "v", "v_max"), after, strict=False):
+            if stored is None:
                 continue
             type_ = variable.type if name == "w" else state
-            have = type_.real(held)[where]
+            have = type_.widened(stored)[where]
             want, room = (values[where] for values in expected[name])
             if type_ is HALF:  # what is too large for it is inf
                 have, want = np.clip(have, -65504, 65504), np.clip(want, -65504, 65504)
@@ -459,7 +478,7 @@ class Checks:
 
     def dense_step(self, case, variables, t, rate, decay, scale, **options):
         weighed = decay if case.lamb else decay * rate
-        after = self.twice(case, variables, case.scalars(t, rate, weighed, scale), **options)
+        after = self.twice(case, variables, case.step(t, rate, weighed, scale), **options)
         for x, own in zip(variables, after, strict=True):
             if x.w.size:
                 self.compare(case, x, own, x.expected(case, t, rate, decay, scale))
@@ -475,7 +494,7 @@ class Checks:
                 for i in range(count)
             ]
             self.dense_step(case, variables, 1, 0.125, 0.25, 1.0)
-        self.step(CASES[0], [Variable(self.rng, FLOAT, FLOAT, 0)], CASES[0].scalars(1, 0.1, 0.0, 1.0))
+        self.step(CASES[0], [Variable(self.rng, FLOAT, FLOAT, 0)], CASES[0].step(1, 0.1, 0.0, 1.0))
 
     def magnitudes(self):
         """Gradients from 1e-18 to 1e18, and weights that have little to do with them."""
@@ -483,9 +502,9 @@ class Checks:
             draw = lambda: self.rng.normal(size=3000) * 10.0 ** self.rng.uniform(-18, 18, 3000)  # noqa: E731
             x = Variable(self.rng, type_, type_.state, 3000, draw=draw)
             x.m, x.v = x.m * 0, x.v * 0
-            x.top = x.v
-            numbers = case.scalars(1, 0.125, 0.0, 1.0)
-            after = self.twice(case, [x], numbers)
+            x.v_max = x.v
+            step = case.step(1, 0.125, 0.0, 1.0)
+            after = self.twice(case, [x], step)
             self.compare(case, x, after[0], x.expected(case, 1, 0.125, 0.0, 1.0))
 
     def special_values(self):
@@ -493,22 +512,32 @@ class Checks:
         specials = [0.0, -0.0, 1e-40, 6e-8, 3e4, 1e30, np.inf, -np.inf, np.nan, 1.0, -2.0]
         pairs = np.array(list(itertools.product(specials, specials)))
         for case, type_ in itertools.product(CASES[:4], (HALF, BFLOAT16, FLOAT, DOUBLE)):
-            x = Variable(self.rng, type_, type_, len(pairs), decays=False)
+            x = Variable(self.rng, type_, type_, len(pairs), weight_decay=False)
             with np.errstate(all="ignore"):
                 x.w, x.g = type_.stored(pairs[:, 0]), type_.stored(pairs[:, 1])
-                s = case.scalars(2, 0.125, 0.0, 1.0).astype(type_.state.held)
-                gradient, momentum, square, velocity, epsilon, fading_1, share_1, share_2 = s[:8]
-                real = lambda held, t=type_: t.real(held).astype(t.state.held)  # noqa: E731
-                w, g, m, v = real(x.w), real(x.g), x.m, x.v
-                m = m + (share_1 * g - fading_1 * m)
-                v = v + share_2 * (g * g - v)
-                largest = np.where(x.top >= v, x.top, v) if case.maximum else v
-                under = velocity * largest + square * (g * g) if case.square else largest
-                want = w - (momentum * m + gradient * g) / (np.sqrt(under) + epsilon)
-                want = type_.real(type_.stored(want))
-            have = self.twice(case, [x], case.scalars(2, 0.125, 0.0, 1.0))[0]
+                s = case.step(2, 0.125, 0.0, 1.0).astype(type_.state.storage)
+                (
+                    _,
+                    one_minus_beta_1,
+                    beta_3,
+                    one_minus_beta_2,
+                    momentum,
+                    gradient,
+                    velocity,
+                    square,
+                    epsilon,
+                ) = s[:9]
+                widened = lambda stored, t=type_: t.widened(stored).astype(t.state.storage)  # noqa: E731
+                w, g, m, v = widened(x.w), widened(x.g), x.m, x.v
+                m = m + (beta_3 * g - one_minus_beta_1 * m)
+                v = v + one_minus_beta_2 * (g * g - v)
+                largest = np.where(x.v_max >= v, x.v_max, v) if case.amsgrad else v
+                squared = velocity * largest + square * (g * g) if case.squared_gradient else largest
+                want = w - (momentum * m + gradient * g) / (np.sqrt(squared) + epsilon)
+                want = type_.widened(type_.stored(want))
+            have = self.twice(case, [x], case.step(2, 0.125, 0.0, 1.0))[0]
             np.testing.assert_allclose(
-                type_.real(have[0]),
+                type_.widened(have[0]),
                 want,
                 rtol=4 * type_.rounding + 4e-6,
                 atol=6e-8 if type_ is HALF else 1e-30,
@@ -516,10 +545,10 @@ class Checks:
         for bad in (np.nan, np.inf):  # LAMB: in the norm, for all
             x = Variable(self.rng, FLOAT, FLOAT, 1500)
             x.g[700] = bad
-            have = self.twice(CASES[4], [x], CASES[4].scalars(2, 0.125, 0.1, 1.0))[0]
+            have = self.twice(CASES[4], [x], CASES[4].step(2, 0.125, 0.1, 1.0))[0]
             assert np.isnan(have[0][700])
 
-    def rows(self):
+    def sparse(self):
         """Ids that repeat, are absent, wrong, out of order; lazy and exact."""
         for case, (type_, gradient) in itertools.product(CASES, PAIRS[:1] if self.quick else PAIRS):
             for width, exact in itertools.product((1, 3, 64, 300), (False, True)):
@@ -537,21 +566,21 @@ class Checks:
                 ):
                     ids = np.ascontiguousarray(ids, np.int64 if kind % 2 == 1 else np.int32)
                     values = gradient.stored(self.rng.normal(size=(ids.size, width)))
-                    self.rows_step(case, x, ids, values.reshape(ids.size, width), exact)
+                    self.sparse_step(case, x, ids, values.reshape(ids.size, width), exact)
 
-    def rows_step(self, case, x, ids, values, exact):
+    def sparse_step(self, case, x, ids, values, exact):
         rows, width = x.w.shape
         valid = (ids >= 0) & (ids < rows)
         g = np.zeros((rows, width))
-        np.add.at(g, ids[valid], x.gradient.real(values)[valid])
+        np.add.at(g, ids[valid], x.gradient.widened(values)[valid])
         # Added up in the type of the arithmetic, in the order of the ids.
-        held = np.zeros((rows, width), x.type.state.held)
-        for i, value in zip(ids[valid], x.gradient.real(values)[valid].astype(held.dtype), strict=True):
-            held[i] += value
-        assert np.allclose(held, g, atol=1e-4)
+        summed = np.zeros((rows, width), x.type.state.storage)
+        for i, value in zip(ids[valid], x.gradient.widened(values)[valid].astype(summed.dtype), strict=True):
+            summed[i] += value
+        assert np.allclose(summed, g, atol=1e-4)
         shift = int(self.rng.integers(0, 3))
-        numbers = case.scalars(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
-        after = self.twice(case, [x], numbers, ids=ids, values=values, rows=rows, exact=exact, shift=shift)[0]
+        step = case.step(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
+        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, shift=shift)[0]
         named = np.unique(ids[valid])
         whole, touched = x, np.ones(rows, bool)
         if not exact:
@@ -559,29 +588,29 @@ class Checks:
             for have, before in zip(after[:3], (x.w, x.m, x.v), strict=True):
                 assert have[~touched].tobytes() == before[~touched].tobytes(), "a row that is not named"
             whole = Variable(self.rng, x.type, x.gradient, 0)
-            whole.w, whole.m, whole.v, whole.top = x.w[named], x.m[named], x.v[named], x.top[named]
-            held = held[named]
+            whole.w, whole.m, whole.v, whole.v_max = x.w[named], x.m[named], x.v[named], x.v_max[named]
+            summed = summed[named]
         if touched.any():
-            expected = whole.expected(case, 2, 0.125, 0.25, 1.0, g=held.astype(np.float64))
+            expected = whole.expected(case, 2, 0.125, 0.25, 1.0, g=summed.astype(np.float64))
             self.compare(case, x, [None if a is None else a[touched] for a in after[:4]], expected)
 
-    def squares(self):
+    def squared_norm(self):
         for type_ in (HALF, BFLOAT16, FLOAT, DOUBLE):
             for sizes in ([5], [0], [0, 1, 17, 512, 40000], [3] * (30 if self.quick else 1200)):
                 variables = [Variable(self.rng, type_, type_, size) for size in sizes]
                 arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
-                tensors = (Tensors * len(sizes))(
-                    *(Tensors(None, None, None, None, a.address, a.held.size) for a in arrays)
+                tensors = (Parameter * len(sizes))(
+                    *(Parameter(None, None, None, None, a.address, a.elements.size) for a in arrays)
                 )
-                step = Step(gradient=type_.number, stream=self.memory.stream)
-                needed = self.kernels.squares_scratch(tensors, len(sizes))
+                step = Launch(gradient=type_.number, stream=self.memory.stream)
+                needed = self.kernels.squared_norm_scratch(tensors, len(sizes))
                 scratch = Array(self.memory, np.full(needed, POISON, np.uint8))
                 step.scratch, step.scratch_bytes = scratch.address, needed
-                want = sum(np.sum(type_.real(x.g) ** 2) for x in variables)
+                want = sum(np.sum(type_.widened(x.g) ** 2) for x in variables)
                 results = []
                 for _ in range(2):
                     to = Array(self.memory, np.full(1, np.nan))
-                    self.kernels.squares(tensors, len(sizes), to.address, step)
+                    self.kernels.squared_norm(tensors, len(sizes), to.address, step)
                     results.append(to.read()[0])
                 scratch.read()
                 assert results[0] == results[1]
@@ -591,13 +620,13 @@ class Checks:
         """What cannot be is an error, before anything is written."""
         case = CASES[4]
         x = Variable(self.rng, FLOAT, FLOAT, 100)
-        tensors = (Tensors * 1)(x.tensors(x.arrays(self.memory, False)))
-        scalars = Array(self.memory, case.scalars(1, 0.1, 0.0, 1.0))
-        step = Step(
+        tensors = (Parameter * 1)(x.parameter(x.arrays(self.memory, False)))
+        scalars = Array(self.memory, case.step(1, 0.1, 0.0, 1.0))
+        step = Launch(
             FLOAT.number, FLOAT.number, False, True, False, scalars.address, None, 0, self.memory.stream
         )
         wrong = [(step, "without scratch")]
-        wrong.append((Step(FLOAT.number, DOUBLE.number, False, False, False, scalars.address), "types"))
+        wrong.append((Launch(FLOAT.number, DOUBLE.number, False, False, False, scalars.address), "types"))
         for bad, what in wrong:
             try:
                 self.kernels.dense(tensors, 1, bad)
@@ -605,20 +634,20 @@ class Checks:
                 continue
             raise AssertionError(f"no error {what}")
 
-    def rows_of_nothing(self):
+    def empty_rows(self):
         for shape in (0, 3), (5, 0):
             x = Variable(self.rng, FLOAT, FLOAT, shape)
             x.g = x.g[:0]
             ids, values = np.zeros(2, np.int64), np.zeros((2, shape[1]), np.float32)
             for case in CASES:
-                numbers = case.scalars(1, 0.1, 0.0, 1.0)
-                self.step(case, [x], numbers, ids=ids, values=values, rows=shape[0], exact=True)
+                step = case.step(1, 0.1, 0.0, 1.0)
+                self.step(case, [x], step, ids=ids, values=values, rows=shape[0], exact=True)
 
     def copy(self):
         source = Array(self.memory, self.rng.normal(size=1001))
         target = Array(self.memory, np.zeros(1001), shift=1)
         self.kernels.copy(target.address, source.address, 8008, self.memory.stream)
-        assert (target.read() == source.held).all()
+        assert (target.read() == source.elements).all()
 
     def huge(self):
         """An array of more than 2^31 elements: its last ones. A CPU runs no block before theirs."""
@@ -633,20 +662,20 @@ class Checks:
         for buffer, part in zip(buffers, parts, strict=True):
             self.memory.write(buffer[-part.nbytes :], part.view(np.uint8))
         w, m, v, g = map(self.memory.address, buffers)
-        tensors = (Tensors * 1)(Tensors(w, m, v, None, g, size, True, True))
-        scalars = Array(self.memory, case.scalars(2, 0.125, 0.25 * 0.125, 1.0))
-        step = Step(1, 1, False, False, False, scalars.address, None, 0, self.memory.stream)
+        tensors = (Parameter * 1)(Parameter(w, m, v, None, g, size, True, True))
+        scalars = Array(self.memory, case.step(2, 0.125, 0.25 * 0.125, 1.0))
+        step = Launch(1, 1, False, False, False, scalars.address, None, 0, self.memory.stream)
         first = ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if on_cpu else None
         if first is not None:
             first.value = 2**31 // 512
         self.kernels.dense(tensors, 1, step)
         if first is not None:
             first.value = 0
-        held = [
+        after = [
             self.memory.read(buffer[-part.nbytes :]).view(part.dtype)
             for buffer, part in zip(buffers[:3], parts[:3], strict=True)
         ]
-        self.compare(case, x, held, x.expected(case, 2, 0.125, 0.25, 1.0))
+        self.compare(case, x, after, x.expected(case, 2, 0.125, 0.25, 1.0))
 
     def all(self, without=()):
         checks = (
@@ -654,9 +683,9 @@ class Checks:
             self.many_variables,
             self.magnitudes,
             self.special_values,
-            self.rows,
-            self.rows_of_nothing,
-            self.squares,
+            self.sparse,
+            self.empty_rows,
+            self.squared_norm,
             self.errors,
             self.copy,
             self.huge,
@@ -710,16 +739,18 @@ def measure(kernels, torch, set_shapes, rounds):
 
     def ours(case, weights=weights, moments=moments):
         number = BFLOAT16.number if weights[0].dtype == torch.bfloat16 else FLOAT.number
-        tensors = (Tensors * len(weights))(
+        tensors = (Parameter * len(weights))(
             *(
-                Tensors(
+                Parameter(
                     w.data_ptr(), m.data_ptr(), v.data_ptr(), None, w.grad.data_ptr(), w.numel(), True, True
                 )
                 for w, (m, v) in zip(weights, moments, strict=True)
             )
         )
-        scalars = torch.tensor(case.scalars(10, 1e-4, 1e-6, 1.0), dtype=torch.float64, device="cuda")
-        step = Step(number, number, case.square, case.lamb, False, scalars.data_ptr(), None, 0, stream)
+        scalars = torch.tensor(case.step(10, 1e-4, 1e-6, 1.0), dtype=torch.float64, device="cuda")
+        step = Launch(
+            number, number, case.squared_gradient, case.lamb, False, scalars.data_ptr(), None, 0, stream
+        )
         needed = kernels.dense_scratch(tensors, len(weights), step)
         scratch = torch.empty(max(needed, 16), dtype=torch.uint8, device="cuda")
         step.scratch, step.scratch_bytes = scratch.data_ptr(), needed

@@ -17,7 +17,7 @@ WRONG = [
     (ALL, "beta_1", [-0.1, 1.0, 1.5, NAN, None, "0.9", True], r"in \[0, 1\)"),
     (ALL, "beta_2", [-0.1, 1.0, 1.5, NAN, None, "0.9", True], r"in \[0, 1\)"),
     (ALL, "epsilon", [-1e-8, NAN, INF, None, "small"], ">= 0"),
-    ((*DECOUPLED, tav.LAMB), "weight_decay", [-0.1, NAN, INF, None, "some", True], ">= 0"),
+    ((*DECOUPLED, tav.LAMB), "weight_decay", [-0.1, NAN, INF, "some", True], ">= 0"),
     ((tav.QHAdam, tav.QHAdamW), "nu_1", [NAN, INF, None, "0.7"], "finite"),
     ((tav.QHAdam, tav.QHAdamW), "nu_2", [NAN, -INF, None, "1"], "finite"),
     (DECOUPLED, "weight_decay_mode", ["lr", None, 1, ["schedule"]], "'independent'"),

@@ -107,7 +107,7 @@ def test_the_built_library_has_them():
         import tensorflow as tf
         from tensorflow.python.framework import kernels
         tf.load_op_library(sys.argv[1])
-        for name in ("DenseStep", "RowsStep", "SquaredNorm"):
+        for name in ("DenseStep", "SparseStep", "SquaredNorm"):
             found = kernels.get_registered_kernels_for_op("TfAdamVariants>" + name).kernel
             print(sorted(kernel.device_type for kernel in found))
         """

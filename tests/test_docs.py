@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pathlib
 import pkgutil
@@ -12,7 +13,7 @@ import cases
 import pytest
 
 import tf_adam_variants as tav
-from tf_adam_variants import _base
+from tf_adam_variants import _arguments, _docs
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPTIMIZERS = [getattr(tav, name) for name in tav.__all__ if inspect.isclass(getattr(tav, name))]
@@ -39,8 +40,7 @@ def test_every_argument_is_documented(cls):
     assert {"Args:", "Raises:", "Example:"} <= set(inspect.getdoc(cls).split())
     assert "https://arxiv.org/abs/" in cls.__doc__
     if cls in OPTIMIZERS:
-        for argument in _base.KerasArguments.__annotations__:
-            assert f"`{argument}`" in cls.__doc__
+        assert set(_arguments.COMMON) <= arguments
 
 
 @pytest.mark.parametrize("module", [tav.converters, tav.schedules], ids=lambda module: module.__name__)
@@ -55,22 +55,54 @@ def test_every_optimizer_has_a_row_in_the_cases_table():
     assert {case.cls for case in cases.CASES if not case.terms} == set(OPTIMIZERS)
 
 
-def test_every_optimizer_is_in_the_readme():
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ALL_PAGES = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def test_the_readme_is_a_front_door():
     readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 130
     for cls in OPTIMIZERS:
         assert f"`{cls.__name__}`" in readme
+
+
+def test_every_argument_is_on_the_page_of_arguments():
+    text = (ROOT / "docs" / "arguments.md").read_text()
+    for cls in OPTIMIZERS:
         for argument in inspect.signature(cls).parameters:
-            assert argument in readme or argument == "keras_arguments", argument
+            assert f"`{argument}" in text, argument
 
 
-def test_the_examples_in_the_readme_run(tmp_path, monkeypatch):
+@ALL_PAGES
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """Its Python blocks, one after the other, as somebody would who follows it."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) >= 3
     names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        exec(compile(block, page.name, "exec"), names)
+
+
+@ALL_PAGES
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            file, _, heading = target.partition("#")
+            assert (page.parent / file).exists() or not file, target
+            if heading:
+                text = (page.parent / file if file else page).read_text()
+                titles = re.findall(r"^#+ (.*)$", text, re.M)
+                assert heading in {re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles}, target
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert listed == {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+
+
+def test_every_public_name_has_a_page():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").iterdir())
+    rendered = set(re.findall(r"^::: tf_adam_variants\.(\S+)", pages, re.M))
+    assert rendered == set(tav.__all__) - {"schedules"} | {"schedules.LinearWarmup"}
 
 
 def test_the_oldest_versions_tested_are_the_oldest_declared():
@@ -87,10 +119,45 @@ def test_the_version_is_in_the_changelog():
     assert f"## {tav.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_table_of_common_arguments_has_a_type_and_a_text_for_each():
+    assert set(_arguments.COMMON) == set(_arguments.Common.__annotations__)
+    assert set(_arguments.COMMON) <= set(_docs._texts(_docs.ARGUMENTS))
+
+
+spec = importlib.util.spec_from_file_location("import_graph", ROOT / "docs" / "import_graph.py")
+import_graph = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(import_graph)
+
+
 def test_imports_run_one_way():
-    """Optimizers -> _decay -> _base -> the rest; no raw op outside _kernels."""
-    for file in (ROOT / "tf_adam_variants").glob("*.py"):
-        text = file.read_text()
-        assert ("raw_ops" in text) == (file.name == "_kernels.py")
-        if file.name in ("_formula.py", "_variables.py", "_checks.py", "_layout.py", "_peak.py"):
-            assert not re.search(r"from tf_adam_variants(\._| import _)(base|decay|kernels)", text)
+    graph = import_graph.imports()
+    level = import_graph.levels(graph)  # raises for a circle
+    assert {f"tf_adam_variants.{name}" for name in graph} == set(MODULES) - {
+        "tf_adam_variants.fused.custom_ops"
+    }
+    order = ["adamw", "_declaration", "_optimizer", "engines", "engines.compiled_op", "_step", "_update"]
+    assert sorted(order, key=level.get) == order
+    for name, others in graph.items():
+        if name.startswith("engines"):
+            assert others <= {"_step", "_update", "_xla", "fused._library"} | {
+                n for n in others if "engines" in n
+            }
+
+
+def test_the_picture_of_the_imports_is_that_of_the_code():
+    """Made by `python docs/import_graph.py docs/images/imports.svg`."""
+    picture = (ROOT / "docs" / "images" / "imports.svg").read_text()
+    assert import_graph.described(import_graph.reduced(import_graph.imports())) in picture
+
+
+def test_internals_are_touched_in_one_module_each():
+    """TensorFlow's raw ops and private modules, and Keras's private hooks."""
+    allowed = {
+        "tf.raw_ops": {"_rows.py", "resource_apply.py"},
+        "tensorflow.python": {"_xla.py"},
+        "_distributed_tf_update_step": {"_optimizer.py"},
+        "_update_uid": {"_saved_state.py"},
+    }
+    for file in (ROOT / "tf_adam_variants").rglob("*.py"):
+        for name, files in allowed.items():
+            assert (name not in file.read_text()) or file.name in files, (name, file.name)

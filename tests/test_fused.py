@@ -17,7 +17,8 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import tf_adam_variants as tav
-from tf_adam_variants.fused import _library, _ops
+from tf_adam_variants._step import Step
+from tf_adam_variants.fused import _library
 
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 SIZES = (0, 1, 3, 17, 18011, 65536 + 1)
@@ -143,7 +144,7 @@ def test_one_op_updates_all_variables_of_a_type():
 
     ops = ops_in(step)
     assert ops.count("TfAdamVariants>DenseStep") == 3
-    assert ops.count("TfAdamVariants>RowsStep") == 1
+    assert ops.count("TfAdamVariants>SparseStep") == 1
     assert ops.count("TfAdamVariants>SquaredNorm") == 3
     assert not {"ResourceApplyAdam", "AssignSubVariableOp"} & set(ops)
 
@@ -362,13 +363,18 @@ def handles(*variables):
     return [variable.handle for variable in variables]
 
 
-def dense_step(w, m, v, g, scalars=None, **attributes):
-    scalars = [0.0] * len(_ops.Scalars._fields) if scalars is None else scalars
-    attributes = {"T": w[0].dtype, "square": False, "trust_ratio": False, "maxima": []} | attributes
-    attributes.setdefault("decays", [True] * len(w))
-    attributes.setdefault("adapts", [True] * len(w))
+def dense_step(w, m, v, g, step=None, **attributes):
+    step = [0.0] * len(Step._fields) if step is None else step
+    attributes = {
+        "T": w[0].dtype,
+        "squared_gradient": False,
+        "trust_ratio": False,
+        "velocity_hats": [],
+    } | attributes
+    attributes.setdefault("weight_decay", [True] * len(w))
+    attributes.setdefault("layer_adaptation", [True] * len(w))
     _library.load().tf_adam_variants_dense_step(
-        scalars=tf.constant(scalars, tf.float64),
+        step=tf.constant(step, tf.float64),
         variables=handles(*w),
         momentums=handles(*m),
         velocities=handles(*v),
@@ -392,9 +398,16 @@ INVALID = tf.errors.InvalidArgumentError
         (lambda w: ([w], [ones(3)], [ones(3, dtype=tf.float64)], [tf.ones(3)]), "float"),
         (lambda w: ([w], [w], [ones(3)], [tf.ones(3)]), "different"),
         (lambda w: ([w, w], [ones(3), ones(3)], [ones(3), ones(3)], [tf.ones(3)] * 2), "different"),
-        (lambda w: ([w], [ones(3)], [ones(3)], [tf.ones(3)], [0.0] * 5), "scalars|13"),
+        (lambda w: ([w], [ones(3)], [ones(3)], [tf.ones(3)], [0.0] * 5), "step|13"),
     ],
-    ids=["slot's shape", "gradient's shape", "slot's type", "variable as slot", "twice", "scalars"],
+    ids=[
+        "slot's shape",
+        "gradient's shape",
+        "slot's type",
+        "variable as slot",
+        "twice",
+        "scalars of the step",
+    ],
 )
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_the_op_checks_what_it_is_given(arguments, says, mode):
@@ -410,11 +423,11 @@ def test_the_op_checks_what_it_is_given(arguments, says, mode):
 def test_the_op_checks_the_rows(ids):
     w, m, v = (ones(3, 2) for _ in range(3))
     with pytest.raises(INVALID, match=r"must be in \[0, 3\).*Received: (3|-1)"):
-        _library.load().tf_adam_variants_rows_step(
-            scalars=tf.zeros(len(_ops.Scalars._fields), tf.float64),
-            variable=w.handle, momentum=m.handle, velocity=v.handle, maxima=[],
+        _library.load().tf_adam_variants_sparse_step(
+            step=tf.zeros(len(Step._fields), tf.float64),
+            variable=w.handle, momentum=m.handle, velocity=v.handle, velocity_hats=[],
             values=tf.ones((2, 2)), ids=tf.constant(ids), T=tf.float32,
-            square=False, trust_ratio=False, decays=True, adapts=True, exact=True,
+            squared_gradient=False, trust_ratio=False, weight_decay=True, layer_adaptation=True, exact=True,
         )  # fmt: skip
     np.testing.assert_array_equal([w, m, v], np.ones((3, 3, 2)))
 

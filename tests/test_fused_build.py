@@ -188,7 +188,8 @@ def shared_object(tmp_path, code):
         (None, "ELF"),
         (
             "",
-            "it lacks tf_adam_variants_dense_step, tf_adam_variants_rows_step, tf_adam_variants_squared_norm",
+            "it lacks tf_adam_variants_dense_step, tf_adam_variants_sparse_step, "
+            "tf_adam_variants_squared_norm",
         ),
         ("void nowhere(); void (*address)() = nowhere;", "undefined symbol"),
     ],

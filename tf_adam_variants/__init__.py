@@ -22,10 +22,11 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from tf_adam_variants import converters, fused, schedules
-from tf_adam_variants._names import register as _register
+from tf_adam_variants._registration import register as _register
 from tf_adam_variants.adamw import AdamW
 from tf_adam_variants.lamb import LAMB
-from tf_adam_variants.qhadam import QHAdam, QHAdamW
+from tf_adam_variants.qhadam import QHAdam
+from tf_adam_variants.qhadamw import QHAdamW
 
 __all__ = ["LAMB", "AdamW", "QHAdam", "QHAdamW", "converters", "fused", "schedules"]
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The rate that a learning rate begins with, after its warm-up: what a decay schedule is relative to."""
+"""The peak of a learning rate, which weight decay can be relative to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables by their path: which ones a list of regular expressions names."""
+"""What is asked of a variable: its path, the type of its arithmetic, its replicas and their devices."""
 
 from __future__ import annotations
 
@@ -10,61 +10,51 @@ import tensorflow as tf
 
 
 def path(variable: Any) -> str:
-    """ "sequential/dense/kernel" for a Keras variable, its tf.Variable, or a replica's component of it.
+    """ "sequential/dense/kernel" for a Keras variable, its tf.Variable, or a replica's copy of it.
 
     Keras keeps the path in `path` and only the last part in `name`; TensorFlow keeps the path in
-    `name` and adds ":0" (and "/replica_1" on the components of a mirrored variable).
+    `name` and adds ":0" (and "/replica_1" on the replicas of a mirrored variable).
     """
     if hasattr(variable, "path"):
         return variable.path
     return re.sub(r"(/replica_\d+)?:\d+$", "", variable.name)
 
 
-def matches(patterns: Iterable[str], variable: Any) -> bool:
-    return any(re.search(pattern, path(variable)) for pattern in patterns)
+def paths(variables: Iterable[Any]) -> str:
+    """The first paths, for messages."""
+    found = [path(variable) for variable in variables]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
-def exactly(variable: Any) -> str:
-    """The regular expression that names this one path."""
-    return f"^{re.escape(path(variable))}$"
-
-
-def shape(gradient: Any) -> tf.TensorShape:
-    """The shape of a gradient, that of slices with the rows' number left open."""
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.TensorShape([None]).concatenate(gradient.values.shape[1:])
-    return tf.TensorShape(gradient.shape)
-
-
-def fits(variable: Any, gradient: Any) -> bool:
-    """Whether the gradient can have the variable's shape, as far as is known before running."""
-    return tf.TensorShape(variable.shape).is_compatible_with(shape(gradient))
-
-
-def state_type(variable: Any) -> tf.DType:
+def state_dtype(variable: Any) -> tf.DType:
     """The type of a variable's moments, norms and arithmetic."""
     dtype = tf.as_dtype(variable.dtype)
     return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
 
 
-def held(variable: Any) -> Any:
-    """TensorFlow's variable, which a Keras variable holds."""
+def tf_variable(variable: Any) -> Any:
+    """The tf.Variable of a Keras variable; another variable as it is."""
     return variable.value if hasattr(variable, "path") else variable
 
 
-def copies(variable: Any) -> list[Any]:
-    """The copy of each replica of a distribution strategy; the variable itself where replicas have none."""
-    variable = held(variable)
+def replicas(variable: Any) -> list[Any]:
+    """The copies that a distribution strategy has of a variable, one a replica; otherwise the variable."""
+    variable = tf_variable(variable)
     return list(variable.values) if isinstance(variable, tf.distribute.DistributedValues) else [variable]
 
 
 def devices(variable: Any) -> tuple[str, ...]:
-    """Where its copies are, each as "/job:localhost/replica:0/task:0/device:CPU:0"."""
-    return tuple(copy.device for copy in copies(variable))
+    """The devices of its replicas, each as "/job:localhost/replica:0/task:0/device:CPU:0"."""
+    return tuple(replica.device for replica in replicas(variable))
 
 
-def beside(copy: Any, other: Any) -> Any:
-    """Of another variable's copies, one on each replica's device, that beside this one."""
-    if not isinstance(other, tf.distribute.DistributedValues):
-        return other
-    return next(one for one in copies(other) if one.device == copy.device)
+def on_device(variable: Any, device: str) -> Any:
+    """The replica of a variable that is on this device; the variable itself where it has no replicas."""
+    if not isinstance(variable, tf.distribute.DistributedValues):
+        return variable
+    return next(replica for replica in replicas(variable) if replica.device == device)
+
+
+def on_first_replica(strategy: Any, value: Any) -> Any:
+    """A value that may differ between replicas, as the first one has it."""
+    return strategy.experimental_local_results(value)[0]

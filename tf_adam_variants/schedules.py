@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _checks, _peak
+from tf_adam_variants import _arguments, _peak
 
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
@@ -60,13 +60,14 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
     ) -> None:
         super().__init__()
         if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            schedule = _checks.nonnegative(
+            _arguments.no_class("schedule", schedule)
+            schedule = _arguments.nonnegative(
                 "schedule", schedule, "a finite number >= 0 or a LearningRateSchedule"
             )
         self.schedule = schedule
-        self.warmup_steps = _checks.count("warmup_steps", warmup_steps, least=1)
-        self.initial_learning_rate = _checks.nonnegative("initial_learning_rate", initial_learning_rate)
-        self.shift_schedule = _checks.flag("shift_schedule", shift_schedule)
+        self.warmup_steps = _arguments.count("warmup_steps", warmup_steps, least=1)
+        self.initial_learning_rate = _arguments.nonnegative("initial_learning_rate", initial_learning_rate)
+        self.shift_schedule = _arguments.flag("shift_schedule", shift_schedule)
         self.name = name
 
     @property

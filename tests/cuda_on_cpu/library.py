@@ -34,7 +34,7 @@ def build(cache):
         "ops.cc": with_tensorflow,
         "gpu_ops.cc": with_tensorflow,
         "gpu_dense.cu": kernels,
-        "gpu_rows.cu": kernels,
+        "gpu_sparse.cu": kernels,
         "loops.cc": ["-std=c++17", "-fPIC"],
         "dispatch.cc": ["-std=c++17", "-fPIC"],
     }

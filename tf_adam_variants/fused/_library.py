@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 NAME = "tf_adam_variants_ops.so"
-OPS = ("tf_adam_variants_dense_step", "tf_adam_variants_rows_step", "tf_adam_variants_squared_norm")
+OPS = ("tf_adam_variants_dense_step", "tf_adam_variants_sparse_step", "tf_adam_variants_squared_norm")
 
 _HERE = Path(__file__).parent
 _lock = threading.Lock()

@@ -22,10 +22,10 @@ int64_t blocks_for(int64_t threads) {
 
 // All a kernel needs to know of the variable and of the ids.
 struct Task {
-  Tensors t;  // t.g: one row for each id
+  Parameter t;  // t.g: one row for each id
   int64_t rows, width, count;
   const uint64_t* keys;   // the ids, sorted; `rows` for those that no row has
-  const int32_t* places;  // where each was among those given
+  const int32_t* positions;  // where each was among those given
   int32_t* first;         // exact: of each row, its first key; any, where it has none
   int lanes;              // threads that take a row together
 
@@ -34,10 +34,10 @@ struct Task {
 
 template <typename I>
 __global__ void __launch_bounds__(kThreads)
-    prepare(const I* ids, int64_t count, int64_t rows, uint64_t* keys, int32_t* places) {
+    prepare(const I* ids, int64_t count, int64_t rows, uint64_t* keys, int32_t* positions) {
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
     keys[i] = ids[i] >= 0 && ids[i] < rows ? uint64_t(ids[i]) : uint64_t(rows);
-    places[i] = int32_t(i);
+    positions[i] = int32_t(i);
   }
 }
 
@@ -63,16 +63,16 @@ __global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ Ta
   }
 }
 
-// norms: of each block, where kPass makes them. step: where kPass takes it.
-template <typename T, typename G, Pass kPass, bool kSquare, bool kMaximum>
+// norms: of each block, written where kPass computes them. made_step_size: read where kPass uses it.
+template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad>
 __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more, the compiler would spill registers
-    rows(const __grid_constant__ Task task, const __grid_constant__ Numbers numbers, Norms* norms,
-         const double* made_step) {
+    rows(const __grid_constant__ Task task, const __grid_constant__ StepSource source, Norms* norms,
+         const double* made_step_size) {
   using S = typename StateOf<T>::type;
-  const Scalars scalars = numbers.get();
-  const Formula<S> formula(scalars);
-  const S decay = S(task.t.decays ? scalars.decay : 0.0);
-  const S step = S(kPass == Pass::kApply ? *made_step : 1.0);
+  const Step step = source.get();
+  const Formula<S> formula(step);
+  const S decay = S(task.t.weight_decay ? step.weight_decay : 0.0);
+  const S step_size = S(kPass == Pass::kApply ? *made_step_size : 1.0);
   Norms sum = {0, 0};
   const int groups = kThreads / task.lanes, lane = threadIdx.x % task.lanes;
   const int64_t units = task.first != nullptr ? task.rows : task.count;
@@ -94,13 +94,13 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
         const G* const values = reinterpret_cast<const G*>(task.t.g) + column;
 #pragma unroll 4  // loads of several values are under way at once
         for (int64_t i = begin; i < end; ++i) {
-          gradient += S(widened(values[task.places[i] * task.width]));
+          gradient += S(widened(values[task.positions[i] * task.width]));
         }
       }
       const int64_t i = row * task.width + column;
-      advance<kPass, kSquare, kMaximum, 1>(
-          formula, decay, step, reinterpret_cast<T*>(task.t.w) + i, reinterpret_cast<S*>(task.t.m) + i,
-          reinterpret_cast<S*>(task.t.v) + i, kMaximum ? reinterpret_cast<S*>(task.t.top) + i : nullptr, &gradient,
+      advance<kPass, kSquaredGradient, kAmsgrad, 1>(
+          formula, decay, step_size, reinterpret_cast<T*>(task.t.w) + i, reinterpret_cast<S*>(task.t.m) + i,
+          reinterpret_cast<S*>(task.t.v) + i, kAmsgrad ? reinterpret_cast<S*>(task.t.v_max) + i : nullptr, &gradient,
           &sum);
     }
   }
@@ -111,21 +111,21 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
 }
 
 __global__ void __launch_bounds__(kThreads)
-    rows_trust_ratio(const __grid_constant__ Numbers numbers, bool adapts, const Norms* norms, int64_t count,
-                     double* step) {
+    rows_trust_ratio(const __grid_constant__ StepSource source, bool layer_adaptation, const Norms* norms, int64_t count,
+                     double* step_size) {
   const Norms sum = sum_of(norms, count);
   if (threadIdx.x == 0) {
-    const Scalars scalars = numbers.get();
-    *step = scalars.rate * (adapts ? trust_ratio(sum, scalars) : 1.0);
+    const Step step = source.get();
+    *step_size = step.learning_rate * (layer_adaptation ? trust_ratio(sum, step) : 1.0);
   }
 }
 
 // Where things are in the scratch: each at a multiple of 16 bytes.
 struct Scratch {
   uint64_t *keys, *sorted_keys;
-  int32_t *places, *sorted_places, *first;
+  int32_t *positions, *sorted_positions, *first;
   Norms* norms;
-  double* step;
+  double* step_size;
   void* sorting;
   size_t sorting_bytes;
   int64_t bytes;
@@ -138,7 +138,7 @@ struct Scratch {
   }
 
   cudaError_t sort(int64_t rows, int64_t count, void* stream) {
-    return cub::DeviceRadixSort::SortPairs(sorting, sorting_bytes, keys, sorted_keys, places, sorted_places,
+    return cub::DeviceRadixSort::SortPairs(sorting, sorting_bytes, keys, sorted_keys, positions, sorted_positions,
                                            int(count), 0, bits(rows), static_cast<cudaStream_t>(stream));
   }
 
@@ -150,11 +150,11 @@ struct Scratch {
     };
     keys = static_cast<uint64_t*>(take(count * 8));
     sorted_keys = static_cast<uint64_t*>(take(count * 8));
-    places = static_cast<int32_t*>(take(count * 4));
-    sorted_places = static_cast<int32_t*>(take(count * 4));
+    positions = static_cast<int32_t*>(take(count * 4));
+    sorted_positions = static_cast<int32_t*>(take(count * 4));
     first = exact ? static_cast<int32_t*>(take(rows * 4)) : nullptr;
     norms = static_cast<Norms*>(take(kMostBlocks * int64_t(sizeof(Norms))));
-    step = static_cast<double*>(take(8));
+    step_size = static_cast<double*>(take(8));
     sorting_bytes = 0;
     sort(rows, count, nullptr);  // with no memory for it, it tells how much it needs
     sorting = take(int64_t(sorting_bytes));
@@ -169,49 +169,49 @@ using namespace tfav;
 #define TFAV_RETURN_ERROR(call) \
   if (const cudaError_t error = (call)) return error
 
-int64_t tfav_gpu_rows_scratch(const Tensors*, int64_t rows, int64_t ids, int exact) {
+int64_t tfav_gpu_sparse_scratch(const Parameter*, int64_t rows, int64_t ids, int exact) {
   return Scratch(nullptr, rows, ids, exact != 0).bytes;
 }
 
-int tfav_gpu_rows(const Tensors* t, int64_t rows, const void* ids, int64_t count, int ids_are_int64, int exact,
-                  const GpuStep* step) {
+int tfav_gpu_sparse(const Parameter* t, int64_t rows, const void* ids, int64_t count, int ids_are_int64, int exact,
+                  const GpuLaunch* launch) {
   if (t->size == 0) return cudaSuccess;
   if (count > INT32_MAX) return cudaErrorInvalidValue;
-  Scratch scratch(step->scratch, rows, count, exact != 0);
-  if (step->scratch_bytes < scratch.bytes) return cudaErrorInvalidValue;
-  void* const stream = step->stream;
+  Scratch scratch(launch->scratch, rows, count, exact != 0);
+  if (launch->scratch_bytes < scratch.bytes) return cudaErrorInvalidValue;
+  void* const stream = launch->stream;
   if (count > 0) {
     if (ids_are_int64 != 0) {
-      TFAV_RETURN_ERROR(launch(prepare<int64_t>, blocks_for(count), stream, static_cast<const int64_t*>(ids), count,
-                               rows, scratch.keys, scratch.places));
+      TFAV_RETURN_ERROR(launch_kernel(prepare<int64_t>, blocks_for(count), stream, static_cast<const int64_t*>(ids), count,
+                               rows, scratch.keys, scratch.positions));
     } else {
-      TFAV_RETURN_ERROR(launch(prepare<int32_t>, blocks_for(count), stream, static_cast<const int32_t*>(ids), count,
-                               rows, scratch.keys, scratch.places));
+      TFAV_RETURN_ERROR(launch_kernel(prepare<int32_t>, blocks_for(count), stream, static_cast<const int32_t*>(ids), count,
+                               rows, scratch.keys, scratch.positions));
     }
     TFAV_RETURN_ERROR(scratch.sort(rows, count, stream));
   }
-  Task task = {*t, rows, t->size / rows, count, scratch.sorted_keys, scratch.sorted_places, scratch.first, 1};
+  Task task = {*t, rows, t->size / rows, count, scratch.sorted_keys, scratch.sorted_positions, scratch.first, 1};
   while (task.lanes < kThreads && task.lanes < task.width) task.lanes *= 2;
   if (exact != 0) {
     const size_t bytes = size_t(rows) * sizeof *scratch.first;
     TFAV_RETURN_ERROR(cudaMemsetAsync(scratch.first, 0, bytes, static_cast<cudaStream_t>(stream)));
-    TFAV_RETURN_ERROR(launch(find_rows, blocks_for(count), stream, task));
+    TFAV_RETURN_ERROR(launch_kernel(find_rows, blocks_for(count), stream, task));
   }
-  const Numbers numbers(*step);
+  const StepSource source(*launch);
   const int64_t blocks = blocks_for(task.units() * task.lanes);
-  const bool maximum = t->top != nullptr;
-  return with_types(step->variable, step->gradient, [&](auto* w, auto* g) -> cudaError_t {
+  const bool amsgrad = t->v_max != nullptr;
+  return with_types(launch->variable, launch->gradient, [&](auto* w, auto* g) -> cudaError_t {
     using T = std::remove_pointer_t<decltype(w)>;
     using G = std::remove_pointer_t<decltype(g)>;
-    if (!step->trust_ratio) {
+    if (!launch->trust_ratio) {
       const auto kernel =
-          step->square ? (maximum ? tfav::rows<T, G, Pass::kAdam, true, true> : tfav::rows<T, G, Pass::kAdam, true, false>)
-                       : (maximum ? tfav::rows<T, G, Pass::kAdam, false, true> : tfav::rows<T, G, Pass::kAdam, false, false>);
-      return launch(kernel, blocks, stream, task, numbers, nullptr, nullptr);
+          launch->squared_gradient ? (amsgrad ? tfav::rows<T, G, Pass::kAdam, true, true> : tfav::rows<T, G, Pass::kAdam, true, false>)
+                       : (amsgrad ? tfav::rows<T, G, Pass::kAdam, false, true> : tfav::rows<T, G, Pass::kAdam, false, false>);
+      return launch_kernel(kernel, blocks, stream, task, source, nullptr, nullptr);
     }
-    TFAV_RETURN_ERROR(launch(tfav::rows<T, G, Pass::kNorms, false, false>, blocks, stream, task, numbers,
+    TFAV_RETURN_ERROR(launch_kernel(tfav::rows<T, G, Pass::kNorms, false, false>, blocks, stream, task, source,
                              scratch.norms, nullptr));
-    TFAV_RETURN_ERROR(launch(rows_trust_ratio, 1, stream, numbers, t->adapts, scratch.norms, blocks, scratch.step));
-    return launch(tfav::rows<T, T, Pass::kApply, false, false>, blocks, stream, task, numbers, nullptr, scratch.step);
+    TFAV_RETURN_ERROR(launch_kernel(rows_trust_ratio, 1, stream, source, t->layer_adaptation, scratch.norms, blocks, scratch.step_size));
+    return launch_kernel(tfav::rows<T, T, Pass::kApply, false, false>, blocks, stream, task, source, nullptr, scratch.step_size);
   });
 }

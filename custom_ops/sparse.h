@@ -1,7 +1,7 @@
 // Gradients that name rows: repeated ids found and their rows added up. Knows nothing of TensorFlow.
 
-#ifndef TF_ADAM_VARIANTS_ROWS_H_
-#define TF_ADAM_VARIANTS_ROWS_H_
+#ifndef TF_ADAM_VARIANTS_SPARSE_H_
+#define TF_ADAM_VARIANTS_SPARSE_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -13,11 +13,11 @@
 
 namespace tfav {
 
-// Each row once, in ascending order, with the places where it is named.
+// Each row once, in ascending order, with the positions where it is named.
 class Rows {
  public:
   template <typename I>
-  Rows(const I* ids, int64_t count) : places_(count) {
+  Rows(const I* ids, int64_t count) : positions_(count) {
     // A hash table of the rows met so far, by open addressing: sorting all ids would take longer than the step.
     uint64_t slots = 16;
     while (slots < 2 * uint64_t(count)) slots *= 2;
@@ -45,20 +45,20 @@ class Rows {
     for (int64_t i = 0; i < count; ++i) ++begins_[rank[group[i]] + 1];
     std::partial_sum(begins_.begin(), begins_.end(), begins_.begin());
     std::vector<int64_t> next(begins_.begin(), begins_.end() - 1);
-    for (int64_t i = 0; i < count; ++i) places_[next[rank[group[i]]]++] = i;
+    for (int64_t i = 0; i < count; ++i) positions_[next[rank[group[i]]]++] = i;
   }
 
   int64_t count() const { return int64_t(rows_.size()); }
   int64_t row(int64_t i) const { return rows_[i]; }
 
-  // sum[0, width) = the values of all places that name the i-th row.
+  // sum[0, width) = the values of all positions that name the i-th row.
   template <typename G, typename S>
   void add_up(int64_t i, const void* given, int64_t width, void* to) const {
     const G* values = static_cast<const G*>(given);
     S* sum = static_cast<S*>(to);
     std::fill(sum, sum + width, S(0));
     for (int64_t k = begins_[i]; k < begins_[i + 1]; ++k) {
-      const G* value = values + places_[k] * width;
+      const G* value = values + positions_[k] * width;
       for (int64_t j = 0; j < width; ++j) sum[j] += widened(value[j]);
     }
   }
@@ -78,11 +78,11 @@ class Rows {
   }
 
  private:
-  std::vector<int64_t> rows_, begins_, places_;
+  std::vector<int64_t> rows_, begins_, positions_;
 };
 
 // The spans of a step by rows, whose gradients are sums[i * width ...]. Exact: of all rows, zeros where none is named.
-inline void add_rows(Plan& plan, const Tensors& t, const Rows& rows, int64_t width, const char* sums,
+inline void add_rows(Plan& plan, const Parameter& t, const Rows& rows, int64_t width, const char* sums,
                      int64_t bytes, bool exact) {
   int64_t done = 0;
   for (int64_t i = 0; i < rows.count(); ++i) {
@@ -96,4 +96,4 @@ inline void add_rows(Plan& plan, const Tensors& t, const Rows& rows, int64_t wid
 
 }  // namespace tfav
 
-#endif  // TF_ADAM_VARIANTS_ROWS_H_
+#endif  // TF_ADAM_VARIANTS_SPARSE_H_

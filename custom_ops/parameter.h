@@ -1,7 +1,7 @@
 // What the CPU's and the GPU's step are given: variables in memory, and their types.
 
-#ifndef TF_ADAM_VARIANTS_TENSORS_H_
-#define TF_ADAM_VARIANTS_TENSORS_H_
+#ifndef TF_ADAM_VARIANTS_PARAMETER_H_
+#define TF_ADAM_VARIANTS_PARAMETER_H_
 
 #include <stdint.h>
 
@@ -15,14 +15,14 @@ inline Type state_of(Type variable) { return variable == Type::kDouble ? Type::k
 // Of an element, in bytes.
 inline int64_t size_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
 
-// One variable. top, the largest v so far, and g may be null.
-struct Tensors {
-  char *w, *m, *v, *top;
+// One variable. v_max, the largest v so far, and g may be null.
+struct Parameter {
+  char *w, *m, *v, *v_max;
   const char* g;
   int64_t size;  // in elements
-  bool decays, adapts;
+  bool weight_decay, layer_adaptation;
 };
 
 }  // namespace tfav
 
-#endif  // TF_ADAM_VARIANTS_TENSORS_H_
+#endif  // TF_ADAM_VARIANTS_PARAMETER_H_

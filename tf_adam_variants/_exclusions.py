@@ -1,0 +1,65 @@
+"""Variables that a list of regular expressions excludes, by their paths."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from tf_adam_variants import _arguments, _variables
+
+
+class Exclusions:
+    """The patterns of one argument, and those that Keras's method adds to them."""
+
+    def __init__(self, argument: str, patterns: Iterable[str] | None) -> None:
+        self._argument = argument
+        self._given = _arguments.patterns(argument, patterns)
+        self._added: list[str] = []
+
+    def add(self, variables: Iterable[Any] | None, patterns: Iterable[str] | None) -> None:
+        """Exclude these too, in the place of those that an earlier call added."""
+        names = _arguments.patterns("var_names", patterns) or []
+        self._added = names + [f"^{re.escape(_variables.path(variable))}$" for variable in variables or ()]
+
+    @property
+    def patterns(self) -> list[str] | None:
+        """All patterns; None where none were ever given."""
+        if self._given is None and not self._added:
+            return None
+        return list(dict.fromkeys([*(self._given or ()), *self._added]))
+
+    def excludes(self, variable: Any) -> bool:
+        """Whether a pattern matches the variable's path."""
+        return any(re.search(pattern, _variables.path(variable)) for pattern in self.patterns or ())
+
+    def of(self, variables: Iterable[Any]) -> frozenset[int]:
+        """The indices of the variables that are excluded. Warns of a pattern that matches none of them."""
+        paths = [_variables.path(variable) for variable in variables]
+        unmatched = []
+        excluded: set[int] = set()
+        for pattern in self.patterns or ():
+            matches = {i for i, path in enumerate(paths) if re.search(pattern, path)}
+            excluded |= matches
+            if not matches:
+                unmatched.append(pattern)
+        if unmatched:
+            one = len(unmatched) == 1
+            warnings.warn(
+                f"`{self._argument}`: the pattern{'' if one else 's'} {', '.join(map(repr, unmatched))} "
+                f"match{'es' if one else ''} no variable. The variables are {_variables.paths(variables)}",
+                stacklevel=_levels_to_caller(),
+            )
+        return frozenset(excluded)
+
+
+def _levels_to_caller() -> int:
+    """How far up the first function is that is neither this package's, Keras's nor TensorFlow's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and re.match(
+        r"(tf_adam_variants|keras|tensorflow)\b", frame.f_globals.get("__name__", "")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,0 +1,339 @@
+"""The Keras optimizer that all variants are. It ties Keras's `apply` to the engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, Unpack
+
+import keras
+import tensorflow as tf
+
+from tf_adam_variants import _arguments, _gradients, _slots, _variables, engines
+from tf_adam_variants._exclusions import Exclusions
+from tf_adam_variants._rows import Rows
+from tf_adam_variants._saved_state import SavedState
+from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._update import FIELDS, Update
+from tf_adam_variants.engines import Engine
+from tf_adam_variants.fused import _library
+
+
+class AdamVariant(keras.optimizers.Optimizer):
+    """An optimizer whose step is an `Update`. A variant's constructor fills one in and hands it over.
+
+    Keras's and TensorFlow's private names that this class uses, all of them here: the hook
+    `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
+    `_apply_weight_decay` (switched off: decay belongs to the formula), `_all_reduce_sum_gradients`,
+    `_clip_gradients`, `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
+    `_distribution_strategy` and TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
+    """
+
+    _default_name: str = "adam_variant"  # these two are set by `@variant`
+    _own_arguments: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        update: Update,
+        learning_rate: Any,
+        *,
+        exclude_from_layer_adaptation: Iterable[str] | None = None,
+        **common: Unpack[_arguments.Common],
+    ) -> None:
+        known = [*self._own_arguments, *_arguments.COMMON]
+        _arguments.check_names(common, known, type(self).__name__)
+        defaults = {name: argument.default for name, argument in _arguments.COMMON.items()}
+        defaults["name"] = self._default_name
+        options = {name: _arguments.checked(name, value) for name, value in (defaults | common).items()}
+        _arguments.check_together(options)
+        learning_rate = _arguments.learning_rate("learning_rate", learning_rate)
+        # Before Keras's constructor, which sets attributes that are read from it.
+        object.__setattr__(self, "_update", update.with_peak_of(learning_rate))
+        # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
+        decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
+        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
+        sparse_update, fused = options.pop("sparse_update"), options.pop("fused")
+        if fused is True and not _library.load():
+            raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
+        super().__init__(learning_rate=learning_rate, weight_decay=update.weight_decay, **options)
+        self.sparse_update, self.fused = sparse_update, fused
+        self._decay_exclusions, self._adaptation_exclusions = decay_exclusions, adaptation_exclusions
+        self._without_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
+        self._without_adaptation: frozenset[int] = frozenset()
+        self._lazily_accumulated: frozenset[Any] = frozenset()
+        self._layout = SavedState(self)  # the name is that of its part in checkpoints
+
+    # -- hyperparameters -------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FIELDS:
+            return getattr(self._update, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what the constructor takes, with the constructor's checks."""
+        if name in FIELDS:
+            self._set_hyperparameter(name, value)
+            return
+        if name in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
+            raise ValueError(f"`{name}` is an argument of the constructor and cannot be set later")
+        if name == "learning_rate" and not tf.is_symbolic_tensor(value):
+            value = _arguments.learning_rate(name, value)
+        elif name in _arguments.COMMON:
+            value = _arguments.checked(name, value)
+            _arguments.check_together(self.__dict__ | {name: value})
+            self._check_slots_stay(name, value)
+        super().__setattr__(name, value)
+
+    def _set_hyperparameter(self, name: str, value: Any) -> None:
+        if value is getattr(self._update, name):  # Keras's constructor sets weight_decay
+            return
+        if name not in self._own_arguments:
+            raise ValueError(f"{type(self).__name__} has no `{name}`. Received: {name}={value!r}")
+        changes = {name: value}
+        if name == "weight_decay_mode":
+            changes["peak_learning_rate"] = None  # found again, if the mode needs one
+        update = dataclasses.replace(self._update, **changes).with_peak_of(self._learning_rate_or_schedule())
+        self._check_slots_stay(name, value)
+        object.__setattr__(self, "_update", update)
+
+    def _learning_rate_or_schedule(self) -> Any:
+        kept = self._learning_rate
+        return float(kept.numpy()) if isinstance(kept, keras.Variable) else kept
+
+    def _check_slots_stay(self, name: str, value: Any) -> None:
+        needs_slots = name in ("amsgrad", "use_ema", "gradient_accumulation_steps")
+        if needs_slots and getattr(self, "built", False) and bool(value) != bool(getattr(self, name)):
+            raise ValueError(
+                f"`{name}` decides which slots there are and cannot change once {self.name} is built. "
+                f"Received: {name}={value!r}. Make a new optimizer"
+            )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
+        """An optimizer of this configuration; with fused=True it needs the op to train, not to be made."""
+        optimizer = super().from_config(config | {"fused": "auto"}, **kwargs)
+        optimizer.fused = config.get("fused", "auto")
+        return optimizer
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""
+        config = super().get_config()
+        del config["weight_decay"]  # a hyperparameter, where there is one
+        config |= {name: getattr(self._update, name) for name in self._own_arguments if name in FIELDS}
+        if "exclude_from_layer_adaptation" in self._own_arguments:
+            config["exclude_from_layer_adaptation"] = self._adaptation_exclusions.patterns
+        return config | {
+            "exclude_from_weight_decay": self._decay_exclusions.patterns,
+            "sparse_update": self.sparse_update,
+            "fused": self.fused,
+        }
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
+    ) -> None:
+        """Exclude variables from weight decay, on top of the constructor's list.
+
+        Args:
+            var_list: variables to exclude. The configuration keeps their paths.
+            var_names: list of regular expressions, searched in the variables' paths.
+
+        Raises:
+            ValueError: after the optimizer is built, when it is too late.
+        """
+        if self.built:
+            raise ValueError(
+                f"`exclude_from_weight_decay()` must be called before {self.name} is built, that is "
+                "before the first step: which variables decay is fixed by then."
+            )
+        self._decay_exclusions.add(var_list, var_names)
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        return not self._decay_exclusions.excludes(variable)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def build(self, variables: Iterable[Any]) -> None:
+        """Make the slots, and fix which variables decay and adapt."""
+        variables = list(variables)
+        if self.built:
+            if [self._var_key(v) for v in variables] != [self._var_key(v) for v in self._trainable_variables]:
+                raise ValueError(
+                    f"{self.name} is already built on {_variables.paths(self._trainable_variables)} and "
+                    f"cannot be built again on {_variables.paths(variables)}. Make a new optimizer: "
+                    f"{type(self).__name__}.from_config(optimizer.get_config())"
+                )
+            return
+        _slots.check_types(variables, self.name)
+        super().build(variables)
+        self._momentums, self._velocities = _slots.add(self, variables, "momentum", "velocity")
+        if self._update.amsgrad:
+            (self._velocity_hats,) = _slots.add(self, variables, "velocity_hat")
+        self._without_decay = self._decay_exclusions.of(variables)
+        self._without_adaptation = (
+            self._without_decay
+            if self._adaptation_exclusions.patterns is None
+            else self._adaptation_exclusions.of(variables)
+        )
+        self._devices = frozenset(map(_variables.devices, variables))
+        self._layout.slots_were_made()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state, and what it consists of, to a Keras store."""
+        self._layout.save(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Set the state from a Keras store, now or, before the slots are there, when they are made.
+
+        Raises:
+            ValueError: that names the differences, where the saved state is another optimizer's.
+        """
+        self._layout.load(store)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "savedmodel":  # it holds no Python state, and would be missed on loading
+            children = {name: child for name, child in children.items() if child is not self._layout}
+        return children
+
+    # -- one step, in the order in which Keras calls these ---------------------------------------------------
+
+    @tf.autograph.experimental.do_not_convert  # plain Python: converting it would only take time
+    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
+        """Update the variables by one step, or add to the accumulated gradients.
+
+        Args:
+            grads: one gradient a variable, of its shape: a tensor, `tf.IndexedSlices` or None.
+            trainable_variables: the variables; those that the optimizer was built on if left out.
+
+        Raises:
+            ValueError: where gradients and variables do not match, before anything is changed.
+        """
+        if self.built:
+            self._layout.finish()
+            if trainable_variables is None:
+                trainable_variables = self._trainable_variables
+        grads = list(grads)
+        if not grads or trainable_variables is None:
+            super().apply(grads)  # nothing to do, or Keras says what is missing
+            return
+        variables = list(trainable_variables)
+        _gradients.check(grads, variables, [self._var_key(v) for v in variables], self.name)
+        if not self.built:  # not below, where the slots' creation would wait for the ids
+            self.build(variables)
+        # A wrong id anywhere stops the step before any variable is written.
+        with tf.control_dependencies(_gradients.assert_ids_in_range(grads, variables)):
+            sparse = [i for i, gradient in enumerate(grads) if isinstance(gradient, tf.IndexedSlices)]
+            for i in sparse:
+                grads[i] = self._with_ids_summed(grads[i], variables[i])
+            accumulates = self.gradient_accumulation_steps and self.sparse_update == "lazy"
+            self._lazily_accumulated = frozenset(self._var_key(variables[i]) for i in sparse if accumulates)
+            super().apply(grads, variables)
+
+    def _with_ids_summed(self, slices: tf.IndexedSlices, variable: Any) -> Any:
+        """The gradient with each row once: nothing is squared or clipped before repeated ids are summed."""
+        rows, dtype = variable.shape[0], _variables.state_dtype(variable)
+        clips = self.clipnorm or self.clipvalue or self.global_clipnorm
+        one_replica = self._replicas() == 1
+        if self.gradient_accumulation_steps:  # gradients accumulate whole; the step finds lazy rows again
+            takes_slices, dense = False, True
+        else:
+            takes_slices = self._engine(variable.dtype, sparse=True).takes_slices
+            dense = self.sparse_update == "exact" and not takes_slices
+        if dense:
+            # TensorFlow adds up replicas' dense gradients in one operation, which wants them in one type.
+            return _gradients.to_dense(slices, rows, dtype if one_replica else slices.dtype)
+        if takes_slices and one_replica and not (clips or self.loss_scale_factor):
+            return _gradients.as_slices(slices)
+        return _gradients.sum_repeated_ids(slices, rows, dtype)
+
+    def _replicas(self) -> int:
+        return tf.distribute.get_strategy().num_replicas_in_sync
+
+    def _engine(self, dtype: Any, sparse: bool) -> Engine:
+        workload = Workload(tf.as_dtype(dtype), sparse, self._devices)
+        return engines.choose(self._update, workload, self.fused)
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        if self.global_clipnorm and self._replicas() == 1:
+            return grads  # the step scales them. Of several replicas, each one's are clipped before their sum
+        return _gradients.clip(grads, self.clipnorm, self.clipvalue, self.global_clipnorm)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: Keras would decay before the update, while here decay is a term of the formula."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Iterable[Any]) -> Any:
+        """Keras's, but for one replica, where it would copy each gradient and keep the traced graph alive."""
+        if self._replicas() == 1:
+            return grads_and_vars
+        return super()._all_reduce_sum_gradients(grads_and_vars)
+
+    def _distributed_tf_update_step(
+        self, strategy: Any, grads_and_vars: Iterable[Any], learning_rate: Any
+    ) -> None:
+        """Update all variables, on each replica."""
+        grads_and_vars = list(grads_and_vars)
+        learning_rate = _variables.on_first_replica(strategy, learning_rate)  # a schedule's: the same on all
+        step_of = functools.cache(
+            functools.partial(Step.of, iterations=self.iterations, learning_rate=learning_rate)
+        )
+        engine_of = functools.cache(self._engine)
+        groups: dict[Any, list[tuple[Any, Any]]] = {}
+        for gradient, variable in grads_and_vars:
+            one = _variables.on_first_replica(strategy, gradient)
+            sparse = isinstance(one, tf.IndexedSlices) or self._var_key(variable) in self._lazily_accumulated
+            key = engine_of(variable.dtype, sparse), variable.dtype, _variables.devices(variable)
+            groups.setdefault(key, []).append((gradient, variable))
+        scale = self._gradient_scale(strategy, grads_and_vars, next(iter(groups))[0])
+        for (engine, dtype, _), pairs in groups.items():
+            step = step_of(engine.as_computed(self._update, dtype))._replace(gradient_scale=scale)
+            gradients, variables = zip(*pairs, strict=True)
+            take = functools.partial(self._take, variables=variables, engine=engine, step=step)
+            # The first variable stands for all of them: each replica is given its part of the gradients.
+            strategy.extended.update(variables[0], take, args=(gradients,), group=False)
+
+    def _gradient_scale(self, strategy: Any, grads_and_vars: list[Any], engine: Engine) -> Any:
+        """The factor that clips by the global norm; 1 where that is done already or not asked for."""
+        if not self.global_clipnorm or self._replicas() > 1:
+            return 1.0
+        gradients = [_variables.on_first_replica(strategy, gradient) for gradient, _ in grads_and_vars]
+        (device, *_) = _variables.devices(grads_and_vars[0][1])
+        with tf.device(device):
+            return _gradients.clip_scale(engine.global_norm(gradients), self.global_clipnorm)
+
+    def _take(self, first: Any, gradients: Any, variables: Any, engine: Engine, step: Step) -> None:
+        """Update variables on one device, that of the first one."""
+        pairs = zip(gradients, variables, strict=True)
+        parameters = [self._parameter(g, v, first.device, engine.takes_slices) for g, v in pairs]
+        engine.take(parameters, self._update, step, exact=self.sparse_update == "exact")
+
+    def _parameter(self, gradient: Any, variable: Any, device: str, takes_slices: bool) -> Parameter:
+        """A variable with its slots and its gradient, on this device; by rows where the gradient is."""
+        index = self._get_variable_index(variable)
+        slots = [self._momentums, self._velocities, *([self._velocity_hats] if self._update.amsgrad else [])]
+        tensors = [variable, *(slot[index].value for slot in slots)]
+        tensors = [_variables.on_device(tensor, device) for tensor in tensors]
+        sentinels = None
+        if self._lazily_accumulated and self._var_key(variable) in self._lazily_accumulated:
+            gradient = _gradients.nonzero_rows(gradient)
+        if isinstance(gradient, tf.IndexedSlices) and not takes_slices:
+            rows = variable.shape[0]
+            if self._replicas() > 1:  # the slices of all replicas, one after the other
+                gradient = _gradients.sum_repeated_ids(gradient, rows, _variables.state_dtype(variable))
+            sentinels = _gradients.sentinels(gradient, rows)
+            tensors = [Rows(tensor, gradient.indices) for tensor in tensors]
+            gradient = gradient.values
+        w, m, v, *v_hat = tensors
+        return Parameter(
+            w, m, v, v_hat[0] if v_hat else None, gradient,
+            weight_decay=index not in self._without_decay,
+            layer_adaptation=index not in self._without_adaptation,
+            sentinels=sentinels,
+        )  # fmt: skip
+
+    @tf.autograph.experimental.do_not_convert
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable. Keras's interface; a whole step shares its scalars instead."""
+        pairs = [(gradient, _variables.tf_variable(variable))]
+        self._distributed_tf_update_step(self._distribution_strategy, pairs, learning_rate)

@@ -1,0 +1,56 @@
+"""Engines: ways to take a step. All compute the same step to rounding; `choose` picks the fastest that can.
+
+An engine is a module with the face of `Engine`. It is handed the description of the update, the scalars of
+the step and the variables, and knows nothing of Keras, of replicas or of where a gradient comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._update import Update
+from tf_adam_variants.engines import compiled_op, formula, resource_apply
+
+
+class Engine(Protocol):
+    """What every engine has."""
+
+    takes_slices: bool  # whether gradients may be slices, with repeated ids; otherwise they are dense
+
+    def reason_against(self, update: Update, workload: Workload) -> str:
+        """Why it cannot take a step in the present context, as the end of a sentence; '' where it can."""
+
+    def as_computed(self, update: Update, dtype: tf.DType) -> Update:
+        """The update with the hyperparameters as it rounds them in variables of this type."""
+
+    def global_norm(self, gradients: Sequence[Any]) -> Any:
+        """The norm of all gradients together, in float64. Slices must not repeat ids."""
+
+    def take(self, parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+        """Update variables and slots in place.
+
+        Args:
+            parameters: variables of one type.
+            update: which terms the step has.
+            step: its scalars.
+            exact: whether rows that no slice names have a zero gradient; otherwise they do not change.
+        """
+
+
+FASTEST_FIRST: tuple[Engine, ...] = (compiled_op, resource_apply, formula)
+
+
+def choose(update: Update, workload: Workload, fused: str | bool) -> Engine:
+    """The fastest engine that can take the step.
+
+    Raises:
+        ValueError: with fused=True, where the compiled op cannot.
+    """
+    if fused is True and (reason := compiled_op.reason_against(update, workload)):
+        raise ValueError(f"fused=True, but the compiled op cannot be used here: {reason}")
+    engines = FASTEST_FIRST if fused else FASTEST_FIRST[1:]
+    return next(engine for engine in engines if not engine.reason_against(update, workload))

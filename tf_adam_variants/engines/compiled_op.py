@@ -1,0 +1,116 @@
+"""The compiled op (custom_ops/), which updates all variables of a type in one pass over memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_adam_variants import _xla
+from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._update import Update
+from tf_adam_variants.fused import _library
+
+takes_slices = True
+
+
+def reason_against(update: Update, workload: Workload) -> str:
+    """Why the op cannot update the variables in the present context; '' where it can."""
+    if _xla.is_compiling():
+        return "XLA (`jit_compile=True`) compiles no ops but its own"
+    if update.trust_ratio and (update.amsgrad or (update.nu_1, update.nu_2) != (1, 1)):
+        return "it has no step with a trust ratio and amsgrad, nu_1 or nu_2"
+    kind, reason = _device_type(workload.devices)
+    if reason or not _library.load():
+        return reason or _library.reason()
+    return _library.gpu_reason() if kind == "GPU" else ""
+
+
+@functools.cache
+def _device_type(devices: frozenset[tuple[str, ...]]) -> tuple[str, str]:
+    """CPU or GPU, where all variables are on one, or why the op cannot update them."""
+    names = sorted({device for replicas in devices for device in replicas})
+    parsed = [tf.DeviceSpec.from_string(name) for name in names]
+    types = {device.device_type for device in parsed}
+    local = all(device.job in (None, "localhost") for device in parsed)
+    if len(devices) == 1 and local and types in ({"CPU"}, {"GPU"}):
+        return types.pop(), ""
+    return "", (
+        "the variables, or a replica's copies of them, must all be on one CPU or GPU of this process. "
+        f"They are on {', '.join(names)}"
+    )
+
+
+def as_computed(update: Update, dtype: tf.DType) -> Update:
+    """The update as it is."""
+    return update
+
+
+def global_norm(gradients: Sequence[Any]) -> Any:
+    """The norm of all gradients together, in float64, in one pass."""
+    groups: dict[tf.DType, list[Any]] = {}
+    for gradient in gradients:
+        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+        values = tf.convert_to_tensor(values)
+        groups.setdefault(values.dtype, []).append(values)
+    squared_norm = _library.load().tf_adam_variants_squared_norm
+    return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
+
+
+def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+    """Update variables and slots: by one op those with dense gradients, by one op each those with slices."""
+    packed = tf.stack([tf.convert_to_tensor(x, tf.float64) for x in step])
+    dense: dict[tf.DType, list[Parameter]] = {}
+    with tf.device(parameters[0].variable.device):
+        for parameter in parameters:
+            if isinstance(parameter.gradient, tf.IndexedSlices):
+                _take_sparse(parameter, update, packed, exact)
+            else:
+                gradient = _in_a_type_of(parameter, parameter.gradient)
+                dense.setdefault(gradient.dtype, []).append(parameter._replace(gradient=gradient))
+        for group in dense.values():
+            _take_dense(group, update, packed)
+
+
+def _take_dense(group: Sequence[Parameter], update: Update, step: Any) -> None:
+    _library.load().tf_adam_variants_dense_step(
+        step=step,
+        variables=[p.variable.handle for p in group],
+        momentums=[p.momentum.handle for p in group],
+        velocities=[p.velocity.handle for p in group],
+        velocity_hats=[p.velocity_hat.handle for p in group if p.velocity_hat is not None],
+        gradients=[p.gradient for p in group],
+        T=group[0].variable.dtype,
+        squared_gradient=update.nu_2 != 1,
+        trust_ratio=update.trust_ratio,
+        weight_decay=[p.weight_decay for p in group],
+        layer_adaptation=[p.layer_adaptation for p in group],
+    )
+
+
+def _take_sparse(p: Parameter, update: Update, step: Any, exact: bool) -> None:
+    _library.load().tf_adam_variants_sparse_step(
+        step=step,
+        variable=p.variable.handle,
+        momentum=p.momentum.handle,
+        velocity=p.velocity.handle,
+        velocity_hats=[] if p.velocity_hat is None else [p.velocity_hat.handle],
+        values=_in_a_type_of(p, p.gradient.values),
+        ids=p.gradient.indices,
+        T=p.variable.dtype,
+        squared_gradient=update.nu_2 != 1,
+        trust_ratio=update.trust_ratio,
+        weight_decay=p.weight_decay,
+        layer_adaptation=p.layer_adaptation,
+        exact=exact,
+    )
+
+
+def _in_a_type_of(p: Parameter, gradient: Any) -> Any:
+    """The gradient in the type of the variable or of its moments, which the op takes."""
+    gradient = tf.convert_to_tensor(gradient)
+    if gradient.dtype in (p.variable.dtype, p.momentum.dtype):
+        return gradient
+    return tf.cast(gradient, p.momentum.dtype)

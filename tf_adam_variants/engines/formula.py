@@ -1,0 +1,110 @@
+"""The formula in plain TensorFlow: any variable, in any context, XLA's too.
+
+    m  <- m + beta_3 g - (1 - beta_1) m           v <- v + (1 - beta_2) (g^2 - v)
+    u   = (momentum_coefficient m + gradient_coefficient g)
+          / (sqrt(velocity_coefficient v + squared_gradient_coefficient g^2) + epsilon) + weight_decay w
+    w  <- w - u, or with a trust ratio w - learning_rate r u
+
+The coefficients are those of `_step.Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._update import Update
+
+takes_slices = False
+
+
+def reason_against(update: Update, workload: Workload) -> str:
+    """Nothing: it can take every step."""
+    return ""
+
+
+def as_computed(update: Update, dtype: tf.DType) -> Update:
+    """The update as it is."""
+    return update
+
+
+def global_norm(gradients: Sequence[Any]) -> Any:
+    """The norm of all gradients together, in float64; each one's own is in its type, float32 at least."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else tf.convert_to_tensor(g) for g in gradients]
+    halves = [tf.cast(tf.nn.l2_loss(widened(v)), tf.float64) for v in values]  # of the squares
+    return tf.sqrt(2 * tf.add_n(halves))
+
+
+def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+    """Update variables and slots, each by a few operations."""
+    scales = tf.is_tensor(step.gradient_scale)
+    step = step.cast(parameters[0].momentum.dtype)
+    for parameter in parameters:
+        _take(parameter, update, step, scales)
+
+
+def _take(p: Parameter, update: Update, step: Step, scales: bool) -> None:
+    dtype = p.momentum.dtype
+    g = tf.cast(p.gradient, dtype)
+    if scales:
+        g *= step.gradient_scale
+    w = tf.cast(p.variable.value(), dtype)
+    m, v = moments(p.momentum.value(), p.velocity.value(), g, update, step)
+    p.momentum.assign(m)
+    p.velocity.assign(v)
+    if p.velocity_hat is not None:
+        v = tf.maximum(v, p.velocity_hat.value())
+        p.velocity_hat.assign(v)
+    u = direction(m, v, g, update, step)
+    if p.weight_decay and update.weight_decay:
+        u += step.weight_decay * w
+    if update.trust_ratio:
+        if p.layer_adaptation:
+            u *= step.learning_rate * trust_ratio(w, u, p.sentinels, update, step)
+        else:
+            u *= step.learning_rate
+    if dtype == p.variable.dtype:
+        p.variable.assign_sub(u)
+    else:
+        p.variable.assign(tf.cast(w - u, p.variable.dtype))
+
+
+def moments(m: Any, v: Any, g: Any, update: Update, step: Step) -> tuple[Any, Any]:
+    """The new first and second moment. Written as differences: one pass and one rounding less."""
+    if update.grad_averaging:
+        m += step.one_minus_beta_1 * (g - m)
+    else:
+        m += g - step.one_minus_beta_1 * m
+    return m, v + step.one_minus_beta_2 * (tf.square(g) - v)
+
+
+def direction(m: Any, v: Any, g: Any, update: Update, step: Step) -> Any:
+    """The direction d. Terms whose coefficient is 0 are not computed: g^2 may overflow where v does not."""
+    numerator = step.momentum_coefficient * m
+    if update.nu_1 != 1:
+        numerator += step.gradient_coefficient * g
+    if update.nu_2 != 1:
+        v = step.velocity_coefficient * v + step.squared_gradient_coefficient * tf.square(g)
+    return numerator / (tf.sqrt(v) + step.epsilon)
+
+
+def trust_ratio(w: Any, u: Any, sentinels: Any | None, update: Update, step: Step) -> Any:
+    """|w| / |u|, 1 where either norm is 0, then clipped; rows of sentinel ids do not count."""
+    if sentinels is not None:
+        w, u = (tf.where(sentinels, tf.zeros_like(x), x) for x in (w, u))
+    # l2_loss is half the square of the norm in one pass without a copy; the halves cancel.
+    w_norm, u_norm = tf.sqrt(tf.nn.l2_loss(w)), tf.sqrt(tf.nn.l2_loss(u))
+    ratio = tf.where(tf.minimum(w_norm, u_norm) > 0, w_norm / u_norm, 1)
+    if update.trust_ratio_min is not None:
+        ratio = tf.maximum(ratio, step.trust_ratio_min)
+    if update.trust_ratio_max is not None:
+        ratio = tf.minimum(ratio, step.trust_ratio_max)
+    return ratio
+
+
+def widened(values: Any) -> Any:
+    """Half types as float32."""
+    return tf.cast(values, tf.float32) if values.dtype in (tf.float16, tf.bfloat16) else values
