@@ -25,6 +25,7 @@ lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror custom_ops/*.h custom_ops/*.cc custom_ops/*.cu
 
 $(VENV)/docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

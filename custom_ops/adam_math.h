@@ -26,17 +26,17 @@ namespace tfav {
 
 // The scalars of one step: class Step of _step.py, field by field.
 struct Step {
-  double gradient_scale;                // for clipping by the global norm
+  double gradient_scale;  // for clipping by the global norm
   double one_minus_beta_1;
-  double beta_3;                        // 1 - beta_1, or 1 without gradient averaging (the name is apex's)
+  double beta_3;  // 1 - beta_1, or 1 without gradient averaging (the name is apex's)
   double one_minus_beta_2;
-  double momentum_coefficient;          // The bias corrections are in these four and in epsilon;
-  double gradient_coefficient;          // without a trust ratio the learning rate is too, and in weight_decay.
+  double momentum_coefficient;  // The bias corrections are in these four and in epsilon;
+  double gradient_coefficient;  // without a trust ratio the learning rate is too, and in weight_decay.
   double velocity_coefficient;
   double squared_gradient_coefficient;
   double epsilon;
   double weight_decay;
-  double learning_rate;                 // with a trust ratio
+  double learning_rate;  // with a trust ratio
   double trust_ratio_min;
   double trust_ratio_max;
 };
@@ -74,10 +74,15 @@ struct Formula {
   S momentum_coefficient, gradient_coefficient, velocity_coefficient, squared_gradient_coefficient, epsilon;
 
   TFAV_INLINE explicit Formula(const Step& s)
-      : gradient_scale(S(s.gradient_scale)), one_minus_beta_1(S(s.one_minus_beta_1)), beta_3(S(s.beta_3)),
-        one_minus_beta_2(S(s.one_minus_beta_2)), momentum_coefficient(S(s.momentum_coefficient)),
-        gradient_coefficient(S(s.gradient_coefficient)), velocity_coefficient(S(s.velocity_coefficient)),
-        squared_gradient_coefficient(S(s.squared_gradient_coefficient)), epsilon(S(s.epsilon)) {}
+      : gradient_scale(S(s.gradient_scale)),
+        one_minus_beta_1(S(s.one_minus_beta_1)),
+        beta_3(S(s.beta_3)),
+        one_minus_beta_2(S(s.one_minus_beta_2)),
+        momentum_coefficient(S(s.momentum_coefficient)),
+        gradient_coefficient(S(s.gradient_coefficient)),
+        velocity_coefficient(S(s.velocity_coefficient)),
+        squared_gradient_coefficient(S(s.squared_gradient_coefficient)),
+        epsilon(S(s.epsilon)) {}
 
   // Differences, so that a constant gradient is a fixed point whatever 1 - beta rounds to.
   TFAV_INLINE S new_momentum(S m, S g) const { return m + (beta_3 * g - one_minus_beta_1 * m); }

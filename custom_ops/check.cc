@@ -1,5 +1,5 @@
-// Checks the part for CPUs against the formula in long double, on random and special numbers, odd and
-// unaligned sizes, all types, and for several numbers of threads. Built with the sanitizers by `make sanitize`.
+// Checks the part for CPUs against the formula in long double, on random and special values, odd and
+// unaligned sizes, all types, and with several threads. Built with the sanitizers by `make sanitize`.
 //
 // Every array is a block of its own, exactly as long as it must be, so that AddressSanitizer sees any access beyond it,
 // and begins where only its elements are aligned.
@@ -29,16 +29,30 @@ std::mt19937_64 generator(1);
 
 template <typename T>
 Type type_of();
-template <> Type type_of<Half>() { return Type::kHalf; }
-template <> Type type_of<BFloat16>() { return Type::kBFloat16; }
-template <> Type type_of<float>() { return Type::kFloat; }
-template <> Type type_of<double>() { return Type::kDouble; }
+template <>
+Type type_of<Half>() {
+  return Type::kHalf;
+}
+template <>
+Type type_of<BFloat16>() {
+  return Type::kBFloat16;
+}
+template <>
+Type type_of<float>() {
+  return Type::kFloat;
+}
+template <>
+Type type_of<double>() {
+  return Type::kDouble;
+}
 
 template <typename T>
 T stored(double x) {
   T to;
-  if constexpr (std::is_same_v<T, double>) to = x;
-  else narrow(float(x), &to);
+  if constexpr (std::is_same_v<T, double>)
+    to = x;
+  else
+    narrow(float(x), &to);
   return to;
 }
 
@@ -54,10 +68,14 @@ class Block {
   int64_t size() const { return size_; }
 
   template <typename F>
-  void fill(F f) { for (int64_t i = 0; i < size_; ++i) (*this)[i] = stored<T>(f(i)); }
+  void fill(F f) {
+    for (int64_t i = 0; i < size_; ++i) (*this)[i] = stored<T>(f(i));
+  }
 
  private:
-  struct Free { void operator()(char* p) const { std::free(p); } };
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
   int64_t size_;
   std::unique_ptr<char, Free> memory_;
 };
@@ -65,7 +83,9 @@ class Block {
 Parallel threads(int count) {
   return [count](int64_t n, const std::function<void(int64_t)>& f) {
     std::atomic<int64_t> next{0};
-    const auto work = [&] { for (int64_t i; (i = next.fetch_add(1)) < n;) f(i); };
+    const auto work = [&] {
+      for (int64_t i; (i = next.fetch_add(1)) < n;) f(i);
+    };
     std::vector<std::thread> others;
     for (int k = 1; k < count; ++k) others.emplace_back(work);
     work();
@@ -82,7 +102,8 @@ struct TestVariable {
 
   explicit TestVariable(int64_t size) : w(size), m(size), v(size), v_max(size), g(size) {}
   Parameter parameter(bool amsgrad, bool weight_decay, bool layer_adaptation) const {
-    return {w.bytes(), m.bytes(), v.bytes(), amsgrad ? v_max.bytes() : nullptr, g.bytes(), w.size(), weight_decay, layer_adaptation};
+    return {w.bytes(), m.bytes(), v.bytes(),    amsgrad ? v_max.bytes() : nullptr,
+            g.bytes(), w.size(),  weight_decay, layer_adaptation};
   }
 };
 
@@ -124,8 +145,8 @@ struct Option {
 
 // One step of the formula, and a check of what the step made of the variable. `g` gives the gradient.
 template <typename T, typename G, typename F>
-void compare(const char* name, const TestVariable<T, G>& before, const TestVariable<T, G>& after, const Parameter& t, Option o,
-             F g, const std::vector<bool>* updated_elements = nullptr) {
+void compare(const char* name, const TestVariable<T, G>& before, const TestVariable<T, G>& after, const Parameter& t,
+             Option o, F g, const std::vector<bool>* updated_elements = nullptr) {
   using S = typename StateOf<T>::type;
   const double ulp = sizeof(S) == 8 ? 0x1p-52 : 0x1p-23;
   const double store = std::is_same_v<T, Half> ? 0x1p-11 : std::is_same_v<T, BFloat16> ? 0x1p-8 : ulp / 2;
@@ -139,7 +160,8 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
     const Reference m = before.m.at(i) + s.beta_3 * x - s.one_minus_beta_1 * before.m.at(i);
     const Reference v = before.v.at(i) + s.one_minus_beta_2 * (x * x - before.v.at(i));
     const Reference used = o.amsgrad ? std::max<Reference>(v, before.v_max.at(i)) : v;
-    const Reference squared = o.squared_gradient ? s.velocity_coefficient * used + s.squared_gradient_coefficient * x * x : used;
+    const Reference squared =
+        o.squared_gradient ? s.velocity_coefficient * used + s.squared_gradient_coefficient * x * x : used;
     const Reference denominator = std::sqrt(squared) + s.epsilon, decay = t.weight_decay ? s.weight_decay : 0.0;
     const Reference gradient = o.lamb ? 0.0 : s.gradient_coefficient;
     u[i] = (s.momentum_coefficient * m + gradient * x) / denominator + decay * w;
@@ -148,14 +170,16 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
     scale[i] = (s.momentum_coefficient * m_scale + gradient * std::abs(x)) / denominator + decay * std::abs(w);
     if (!(std::abs(after.m.at(i) - m) <= 4 * ulp * m_scale + 1e-37)) fail(name, "m", i, after.m.at(i), m);
     if (!(std::abs(after.v.at(i) - v) <= 4 * ulp * v + 1e-37)) fail(name, "v", i, after.v.at(i), v);
-    if (o.amsgrad && !(std::abs(after.v_max.at(i) - used) <= 4 * ulp * used)) fail(name, "v_max", i, after.v_max.at(i), used);
+    if (o.amsgrad && !(std::abs(after.v_max.at(i) - used) <= 4 * ulp * used))
+      fail(name, "v_max", i, after.v_max.at(i), used);
     ww += w * w;
     uu += u[i] * u[i];
   }
   Reference step_size = 1;
   if (o.lamb) {
     step_size = t.layer_adaptation && ww > 0 && uu > 0 ? std::sqrt(ww / uu) : Reference(1);
-    if (t.layer_adaptation) step_size = std::min<Reference>(std::max<Reference>(step_size, s.trust_ratio_min), s.trust_ratio_max);
+    if (t.layer_adaptation)
+      step_size = std::min<Reference>(std::max<Reference>(step_size, s.trust_ratio_min), s.trust_ratio_max);
     step_size *= s.learning_rate;
   }
   for (int64_t i = 0; i < size; ++i) {
@@ -167,11 +191,11 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
       continue;
     }
     const Reference want = before.w.at(i) - step_size * u[i];
-    // 4 units in the last place of the step and of LAMB's ratio, one rounding to the weight's type. Norms are added up
-    // in double, which for double variables is no more exact than what is added.
+    // 4 units in the last place of the step and of LAMB's ratio, one rounding to the weight's type. Norms are summed
+    // in double, which for double variables is no more exact than what is summed.
     const Reference norms = o.lamb && sizeof(S) == 8 ? std::sqrt(Reference(size)) : 0;
-    const Reference tolerance = ((o.lamb ? 8 : 4) + norms) * ulp * step_size * scale[i] + store * std::abs(want) + ulp * std::abs(want) +
-                        (std::is_same_v<T, Half> ? 6e-8 : 1e-37);
+    const Reference tolerance = ((o.lamb ? 8 : 4) + norms) * ulp * step_size * scale[i] + store * std::abs(want) +
+                                ulp * std::abs(want) + (std::is_same_v<T, Half> ? 6e-8 : 1e-37);
     if (std::abs(want) < 65504 || !std::is_same_v<T, Half>) {
       if (!(std::abs(after.w.at(i) - want) <= tolerance)) fail(name, "w", i, after.w.at(i), want);
     }
@@ -192,12 +216,14 @@ TestVariable<T, G> copy(const TestVariable<T, G>& from) {
 
 template <typename T, typename G>
 void run(Plan& plan, const std::vector<Parameter>& t, const Loops& loops, Option o, int count) {
-  if (o.lamb) lamb(plan, t, kStep, loops, threads(count));
-  else adam(plan, t, kStep, loops.adam, threads(count));
+  if (o.lamb)
+    lamb(plan, t, kStep, loops, threads(count));
+  else
+    adam(plan, t, kStep, loops.adam, threads(count));
 }
 
-const Option kOptions[] = {{false, false, false}, {true, false, false}, {false, true, false}, {true, true, false},
-                           {false, false, true}};
+const Option kOptions[] = {
+    {false, false, false}, {true, false, false}, {false, true, false}, {true, true, false}, {false, false, true}};
 
 template <typename T, typename G>
 void dense(const char* name, Loops (*loops_of)(Type, Type, bool, bool)) {
@@ -243,8 +269,10 @@ void sparse(const char* name) {
           std::vector<I> ids;
           if (kind == 1) ids.assign(1, I(count - 1));
           if (kind == 2) ids.assign(9, I(2));
-          if (kind == 3) for (int64_t i = 0; i < count; ++i) ids.push_back(I(count - 1 - i));
-          if (kind == 4) for (int64_t i = 0; i < 2 * count; ++i) ids.push_back(I(generator() % (count / 2 + 1)));
+          if (kind == 3)
+            for (int64_t i = 0; i < count; ++i) ids.push_back(I(count - 1 - i));
+          if (kind == 4)
+            for (int64_t i = 0; i < 2 * count; ++i) ids.push_back(I(generator() % (count / 2 + 1)));
           const int64_t given = int64_t(ids.size());
           auto before = std::move(problem<T, S>({count * width}, false)[0]);
           const auto after = copy(before);
@@ -300,8 +328,8 @@ void conversions() {
   for (uint32_t i = 0; i < 65536; ++i) {  // there and back is the same, and values are IEEE's
     const Half h{uint16_t(i)};
     const int exponent = i >> 10 & 31, fraction = i & 1023;
-    const double want = (i & 0x8000 ? -1 : 1) * (exponent == 0 ? std::ldexp(fraction, -24)
-                                                               : std::ldexp(1024 + fraction, exponent - 25));
+    const double want = (i & 0x8000 ? -1 : 1) *
+                        (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25));
     const float have = widened(h);
     if (exponent == 31 ? (fraction ? have == have : !std::isinf(have)) : double(have) != want) {
       fail("half", "to float", i, have, want);

@@ -19,7 +19,7 @@ tfav::Parallel OnThreadsOf(OpKernelContext* ctx) {
       for (int64_t i = 0; i < n; ++i) f(i);
       return;
     }
-    std::atomic<int64_t> next{0};  // whoever is free takes the next block
+    std::atomic<int64_t> next{0};  // a thread that is free takes the next block
     using thread::ThreadPool;
     const ThreadPool::SchedulingParams one_each(ThreadPool::SchedulingStrategy::kFixedBlockSize, {}, 1);
     pool->ParallelFor(workers, one_each, [&](int64_t, int64_t) {
@@ -80,15 +80,15 @@ struct Cpu {
     const std::vector<int64_t> id = Widened(ids);
     for (size_t i = 0; i < id.size(); ++i) {
       if (id[i] < 0 || id[i] >= rows) {
-        return errors::InvalidArgument("The ids of a gradient's slices must be in [0, ", rows,
-                                       "). Received: ", id[i], " at ", i);
+        return errors::InvalidArgument("The ids of a gradient's slices must be in [0, ", rows, "). Received: ", id[i],
+                                       " at ", i);
       }
     }
     return OkStatus();
   }
 
-  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids, int64_t rows,
-                     bool exact, const Tensor& step) {
+  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids,
+                       int64_t rows, bool exact, const Tensor& step) {
     const std::vector<int64_t> id = Widened(ids);
     const tfav::Rows named(id.data(), int64_t(id.size()));
     const int64_t width = rows > 0 ? t.size / rows : 0;
@@ -110,7 +110,7 @@ struct Cpu {
   }
 
   static Status SquaredNorm(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Parameter>& gradients,
-                        double* sum) {
+                            double* sum) {
     *sum = tfav::squared_norm(gradients, tfav::size_of(type), tfav::squared_norm_for(type), OnThreadsOf(ctx));
     return OkStatus();
   }

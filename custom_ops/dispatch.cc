@@ -4,8 +4,8 @@
 
 namespace tfav {
 
-#define TFAV_DECLARE(set)                         \
-  Loops loops_##set(Type, Type, bool, bool);      \
+#define TFAV_DECLARE(set)                    \
+  Loops loops_##set(Type, Type, bool, bool); \
   SquaredNormLoop squares_##set(Type);
 
 TFAV_DECLARE(baseline)
@@ -51,6 +51,4 @@ SquaredNormLoop squared_norm_for(Type gradient) {
 }  // namespace tfav
 
 // For `python -m tf_adam_variants.fused status`.
-extern "C" __attribute__((visibility("default"))) const char* tfav_instruction_set() {
-  return tfav::instruction_set();
-}
+extern "C" __attribute__((visibility("default"))) const char* tfav_instruction_set() { return tfav::instruction_set(); }

@@ -1,10 +1,10 @@
-// A step on a GPU, for anybody who has device memory and a stream: TensorFlow's kernels (gpu_ops.cc) and, through
-// Python's ctypes, tests/cuda_kernels.py. Needs no headers of CUDA.
+// A step on a GPU, given device memory and a stream: called by TensorFlow's kernels (gpu_ops.cc) and, through Python's
+// ctypes, by tests/cuda_kernels.py. Needs no headers of CUDA.
 //
 // Everything is enqueued on the stream and nothing waits for it. Pointers are to the device's memory unless said
 // otherwise, and of `Parameter` the array itself is in the host's. Functions that return an int return a cudaError_t: 0
 // where all is well. They write no gradient and use no memory but the scratch that they are given, whose size the
-// function before each tells; what is in it does not matter.
+// function before each returns; its contents do not matter.
 
 #ifndef TF_ADAM_VARIANTS_GPU_H_
 #define TF_ADAM_VARIANTS_GPU_H_
@@ -15,16 +15,16 @@
 
 namespace tfav {
 
-// What all variables of a step share.
+// What is the same for all variables of a step.
 struct GpuLaunch {
   Type variable, gradient;  // the gradient's: the variable's or that of its moments
-  bool squared_gradient;              // nu_2 is not 1
+  bool squared_gradient;    // nu_2 is not 1
   bool trust_ratio;         // LAMB; without `squared_gradient` and `v_max`
   bool step_on_host;
-  const double* step;       // Step of adam_math.h
-  void* scratch;            // aligned to 16 bytes
+  const double* step;  // Step of adam_math.h
+  void* scratch;       // aligned to 16 bytes
   int64_t scratch_bytes;
-  void* stream;             // a cudaStream_t
+  void* stream;  // a cudaStream_t
 };
 
 }  // namespace tfav
@@ -40,7 +40,7 @@ TFAV_EXPORT int tfav_gpu_dense(const tfav::Parameter*, int64_t count, const tfav
 // to them. Fewer than 2^31 ids.
 TFAV_EXPORT int64_t tfav_gpu_sparse_scratch(const tfav::Parameter*, int64_t rows, int64_t ids, int exact);
 TFAV_EXPORT int tfav_gpu_sparse(const tfav::Parameter*, int64_t rows, const void* ids, int64_t count, int ids_are_int64,
-                              int exact, const tfav::GpuLaunch*);
+                                int exact, const tfav::GpuLaunch*);
 
 // sum = the sum of the squares of all g, which are of type `gradient`. Nothing else of the variables is looked at.
 TFAV_EXPORT int64_t tfav_gpu_squared_norm_scratch(const tfav::Parameter*, int64_t count);

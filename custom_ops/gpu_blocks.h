@@ -1,5 +1,5 @@
-// What the kernels on a GPU share: how they are launched, how a thread reads and writes elements, and sums that are the
-// same to the last bit each time.
+// What the kernels on a GPU have in common: how they are launched, how a thread reads and writes elements, and sums
+// that are the same to the last bit each time.
 
 #ifndef TF_ADAM_VARIANTS_GPU_BLOCKS_H_
 #define TF_ADAM_VARIANTS_GPU_BLOCKS_H_
@@ -24,8 +24,10 @@ struct StepSource {
 
   explicit StepSource(const GpuLaunch& launch) : device(nullptr), host() {
     const Step* step = reinterpret_cast<const Step*>(launch.step);
-    if (launch.step_on_host) host = *step;
-    else device = step;
+    if (launch.step_on_host)
+      host = *step;
+    else
+      device = step;
   }
   __device__ Step get() const { return device != nullptr ? *device : host; }
 };
@@ -39,7 +41,7 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), int64_t blocks, void* s
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
-  if (error != cudaSuccess) cudaGetLastError();  // it is told here: cub must not find it after a launch of its own
+  if (error != cudaSuccess) cudaGetLastError();  // returned here: cub must not find it after a launch of its own
   return error;
 }
 
@@ -88,8 +90,8 @@ __device__ __forceinline__ void advance(const Formula<S>& formula, S decay, S st
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const S weight = widened(w_pack.x[i]);
-    const S u = formula.template change<kPass, kSquaredGradient, kAmsgrad>(weight, S(widened(g_pack.x[i])), decay,
-                                                                  &m_pack.x[i], &v_pack.x[i], &v_max_pack.x[i]);
+    const S u = formula.template change<kPass, kSquaredGradient, kAmsgrad>(
+        weight, S(widened(g_pack.x[i])), decay, &m_pack.x[i], &v_pack.x[i], &v_max_pack.x[i]);
     if constexpr (kPass == Pass::kNorms) {
       norms->w += double(weight) * double(weight);
       norms->u += double(u) * double(u);

@@ -1,6 +1,6 @@
-// The step of many variables on a GPU. Each variable is cut into chunks, a block takes one chunk, and a launch takes the
-// chunks of a batch of variables, whose addresses are in the kernel's parameters: nothing is copied to the device before
-// it, and nothing waits.
+// The step of many variables on a GPU. Each variable is cut into chunks, a block takes one chunk, and a launch takes
+// the chunks of a batch of variables, whose addresses are in the kernel's parameters: nothing is copied to the device
+// before it, and nothing waits.
 
 #include <type_traits>
 
@@ -36,8 +36,10 @@ struct Batch {
     int low = 0, high = count;  // first[low] <= chunk < first[high]
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      if (first[middle] <= chunk) low = middle;
-      else high = middle;
+      if (first[middle] <= chunk)
+        low = middle;
+      else
+        high = middle;
     }
     return low;
   }
@@ -106,8 +108,9 @@ __global__ void __launch_bounds__(kThreads)
                               reinterpret_cast<uintptr_t>(g);
   const int packed = addresses % 16 == 0 ? chunk.size / kPack * kPack : 0;
   const auto take = [&](auto many, int i) {
-    advance<kPass, kSquaredGradient, kAmsgrad, many>(formula, decay, step_size, w + i, m + i, v + i, kAmsgrad ? v_max + i : nullptr,
-                                            kPass != Pass::kApply ? g + i : nullptr, &sum);
+    advance<kPass, kSquaredGradient, kAmsgrad, many>(formula, decay, step_size, w + i, m + i, v + i,
+                                                     kAmsgrad ? v_max + i : nullptr,
+                                                     kPass != Pass::kApply ? g + i : nullptr, &sum);
   };
   // The packs of many threads are in flight at once: several of one thread's would only take registers.
 #pragma unroll 1
@@ -128,7 +131,8 @@ __global__ void __launch_bounds__(kThreads)
   const Norms sum = sum_of(norms + batch.first[variable], batch.first[variable + 1] - batch.first[variable]);
   if (threadIdx.x == 0) {
     const Step step = source.get();
-    step_sizes[variable] = step.learning_rate * (batch.variables[variable].layer_adaptation ? trust_ratio(sum, step) : 1.0);
+    step_sizes[variable] =
+        step.learning_rate * (batch.variables[variable].layer_adaptation ? trust_ratio(sum, step) : 1.0);
   }
 }
 
@@ -159,8 +163,9 @@ template <typename T, typename G>
 cudaError_t adam(const Batch& batch, const GpuLaunch& launch, const StepSource& source) {
   const bool amsgrad = batch.variables[0].v_max != nullptr;
   const auto kernel =
-      launch.squared_gradient ? (amsgrad ? elements<T, G, Pass::kAdam, true, true> : elements<T, G, Pass::kAdam, true, false>)
-                  : (amsgrad ? elements<T, G, Pass::kAdam, false, true> : elements<T, G, Pass::kAdam, false, false>);
+      launch.squared_gradient
+          ? (amsgrad ? elements<T, G, Pass::kAdam, true, true> : elements<T, G, Pass::kAdam, true, false>)
+          : (amsgrad ? elements<T, G, Pass::kAdam, false, true> : elements<T, G, Pass::kAdam, false, false>);
   return launch_kernel(kernel, batch.chunks(), launch.stream, batch, source, nullptr, nullptr);
 }
 
@@ -168,16 +173,17 @@ template <typename T, typename G>
 cudaError_t lamb(const Batch& batch, const GpuLaunch& launch, const StepSource& source) {
   double* step_sizes = static_cast<double*>(launch.scratch);
   Norms* norms = reinterpret_cast<Norms*>(step_sizes + kBatch);
-  if (const cudaError_t error = launch_kernel(elements<T, G, Pass::kNorms, false, false>, batch.chunks(), launch.stream, batch,
-                                       source, norms, nullptr)) {
+  if (const cudaError_t error = launch_kernel(elements<T, G, Pass::kNorms, false, false>, batch.chunks(), launch.stream,
+                                              batch, source, norms, nullptr)) {
     return error;
   }
-  if (const cudaError_t error = launch_kernel(trust_ratios, batch.count, launch.stream, batch, source, norms, step_sizes)) {
+  if (const cudaError_t error =
+          launch_kernel(trust_ratios, batch.count, launch.stream, batch, source, norms, step_sizes)) {
     return error;
   }
   // No gradient is read any more: its type does not matter.
-  return launch_kernel(elements<T, T, Pass::kApply, false, false>, batch.chunks(), launch.stream, batch, source, nullptr,
-                step_sizes);
+  return launch_kernel(elements<T, T, Pass::kApply, false, false>, batch.chunks(), launch.stream, batch, source,
+                       nullptr, step_sizes);
 }
 
 }  // namespace
@@ -235,7 +241,7 @@ int tfav_gpu_copy(void* to, const void* from, int64_t bytes, void* stream) {
 int tfav_gpu_ready() {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, total);
-  cudaGetLastError();  // it has been told: the next launch must not find it
+  cudaGetLastError();  // returned here: the next launch must not find it
   return error;
 }
 

@@ -42,8 +42,8 @@ struct Gpu {
     return errors::InvalidArgument("A gradient's slices must be fewer than 2^31. Received: ", ids.NumElements());
   }
 
-  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids, int64_t rows,
-                     bool exact, const Tensor& step) {
+  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids,
+                       int64_t rows, bool exact, const Tensor& step) {
     tfav::GpuLaunch launch = LaunchOf(kind, step);
     const int64_t count = ids.NumElements();
     Tensor scratch;
@@ -52,7 +52,7 @@ struct Gpu {
   }
 
   static Status SquaredNorm(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Parameter>& gradients,
-                        double* sum) {
+                            double* sum) {
     tfav::GpuLaunch launch = {};
     launch.gradient = type;
     Tensor scratch;
@@ -72,7 +72,7 @@ struct Gpu {
     return launch;
   }
 
-  // TensorFlow gives the memory of `scratch` to nobody else before what is on the stream has used it.
+  // TensorFlow does not reuse the memory of `scratch` before what is on the stream has used it.
   static Status Prepare(OpKernelContext* ctx, int64_t bytes, tfav::GpuLaunch* launch, Tensor* scratch) {
     launch->stream = StreamOf(ctx);
     launch->scratch_bytes = bytes;

@@ -1,6 +1,6 @@
-// The step of one variable on a GPU, by a gradient that names rows. The ids are sorted, so that those of a row stand side
-// by side, in the order in which they were given; a group of threads takes a row, adds up its gradients, and makes the
-// step. No dense gradient is ever in memory.
+// The step of one variable on a GPU, by a gradient that names rows. The ids are sorted, so that those of a row stand
+// side by side, in the order in which they were given; a group of threads takes a row, adds up its gradients, and makes
+// the step. No dense gradient is ever in memory.
 
 #include <cub/device/device_radix_sort.cuh>
 #include <type_traits>
@@ -21,13 +21,13 @@ int64_t blocks_for(int64_t threads) {
 }
 
 // All a kernel needs to know of the variable and of the ids.
-struct Task {
+struct SparseUpdate {
   Parameter t;  // t.g: one row for each id
   int64_t rows, width, count;
-  const uint64_t* keys;   // the ids, sorted; `rows` for those that no row has
+  const uint64_t* keys;      // the ids, sorted; `rows` for those that no row has
   const int32_t* positions;  // where each was among those given
-  int32_t* first;         // exact: of each row, its first key; any, where it has none
-  int lanes;              // threads that take a row together
+  int32_t* first;            // exact: of each row, its first key; any, where it has none
+  int threads_per_row;       // threads that update a row together
 
   int64_t units() const { return first != nullptr ? rows : count; }
 };
@@ -41,13 +41,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__device__ __forceinline__ bool begins_row(const Task& task, int64_t i) {
-  return task.keys[i] < uint64_t(task.rows) && (i == 0 || task.keys[i - 1] != task.keys[i]);
+__device__ __forceinline__ bool begins_row(const SparseUpdate& sparse, int64_t i) {
+  return sparse.keys[i] < uint64_t(sparse.rows) && (i == 0 || sparse.keys[i - 1] != sparse.keys[i]);
 }
 
 // Where the keys of a row end, which begin there if there are any. By doubled steps: most rows have one key, some many.
-__device__ __forceinline__ int64_t end_of(const Task& task, int64_t begin, int64_t row) {
-  const auto fits = [&](int64_t i) { return i < task.count && task.keys[i] == uint64_t(row); };
+__device__ __forceinline__ int64_t end_of(const SparseUpdate& sparse, int64_t begin, int64_t row) {
+  const auto fits = [&](int64_t i) { return i < sparse.count && sparse.keys[i] == uint64_t(row); };
   if (!fits(begin)) return begin;
   int64_t last = begin, step = 1;  // the last key known to fit
   for (; fits(last + step); step *= 2) last += step;
@@ -57,51 +57,51 @@ __device__ __forceinline__ int64_t end_of(const Task& task, int64_t begin, int64
   return last + 1;
 }
 
-__global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ Task task) {
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < task.count; i += int64_t(gridDim.x) * kThreads) {
-    if (begins_row(task, i)) task.first[task.keys[i]] = int32_t(i);
+__global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ SparseUpdate sparse) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < sparse.count; i += int64_t(gridDim.x) * kThreads) {
+    if (begins_row(sparse, i)) sparse.first[sparse.keys[i]] = int32_t(i);
   }
 }
 
 // norms: of each block, written where kPass computes them. made_step_size: read where kPass uses it.
 template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad>
 __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more, the compiler would spill registers
-    rows(const __grid_constant__ Task task, const __grid_constant__ StepSource source, Norms* norms,
-         const double* made_step_size) {
+    update_rows(const __grid_constant__ SparseUpdate sparse, const __grid_constant__ StepSource source, Norms* norms,
+                const double* made_step_size) {
   using S = typename StateOf<T>::type;
   const Step step = source.get();
   const Formula<S> formula(step);
-  const S decay = S(task.t.weight_decay ? step.weight_decay : 0.0);
+  const S decay = S(sparse.t.weight_decay ? step.weight_decay : 0.0);
   const S step_size = S(kPass == Pass::kApply ? *made_step_size : 1.0);
   Norms sum = {0, 0};
-  const int groups = kThreads / task.lanes, lane = threadIdx.x % task.lanes;
-  const int64_t units = task.first != nullptr ? task.rows : task.count;
-  for (int64_t unit = int64_t(blockIdx.x) * groups + threadIdx.x / task.lanes; unit < units;
+  const int groups = kThreads / sparse.threads_per_row, lane = threadIdx.x % sparse.threads_per_row;
+  const int64_t units = sparse.first != nullptr ? sparse.rows : sparse.count;
+  for (int64_t unit = int64_t(blockIdx.x) * groups + threadIdx.x / sparse.threads_per_row; unit < units;
        unit += int64_t(gridDim.x) * groups) {
     int64_t row, begin;
-    if (task.first != nullptr) {  // exact: a unit is a row, which need not be named
+    if (sparse.first != nullptr) {  // exact: a unit is a row, which need not be named
       row = unit;
-      begin = task.first[row];
-    } else {  // lazy: a place in the sorted keys
-      if (!begins_row(task, unit)) continue;
-      row = int64_t(task.keys[unit]);
+      begin = sparse.first[row];
+    } else {  // lazy: a position in the sorted keys
+      if (!begins_row(sparse, unit)) continue;
+      row = int64_t(sparse.keys[unit]);
       begin = unit;
     }
-    const int64_t end = kPass != Pass::kApply ? end_of(task, begin, row) : begin;
-    for (int64_t column = lane; column < task.width; column += task.lanes) {
+    const int64_t end = kPass != Pass::kApply ? end_of(sparse, begin, row) : begin;
+    for (int64_t column = lane; column < sparse.width; column += sparse.threads_per_row) {
       S gradient = 0;
       if constexpr (kPass != Pass::kApply) {
-        const G* const values = reinterpret_cast<const G*>(task.t.g) + column;
+        const G* const values = reinterpret_cast<const G*>(sparse.t.g) + column;
 #pragma unroll 4  // loads of several values are under way at once
         for (int64_t i = begin; i < end; ++i) {
-          gradient += S(widened(values[task.positions[i] * task.width]));
+          gradient += S(widened(values[sparse.positions[i] * sparse.width]));
         }
       }
-      const int64_t i = row * task.width + column;
+      const int64_t i = row * sparse.width + column;
       advance<kPass, kSquaredGradient, kAmsgrad, 1>(
-          formula, decay, step_size, reinterpret_cast<T*>(task.t.w) + i, reinterpret_cast<S*>(task.t.m) + i,
-          reinterpret_cast<S*>(task.t.v) + i, kAmsgrad ? reinterpret_cast<S*>(task.t.v_max) + i : nullptr, &gradient,
-          &sum);
+          formula, decay, step_size, reinterpret_cast<T*>(sparse.t.w) + i, reinterpret_cast<S*>(sparse.t.m) + i,
+          reinterpret_cast<S*>(sparse.t.v) + i, kAmsgrad ? reinterpret_cast<S*>(sparse.t.v_max) + i : nullptr,
+          &gradient, &sum);
     }
   }
   if constexpr (kPass == Pass::kNorms) {
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
 }
 
 __global__ void __launch_bounds__(kThreads)
-    rows_trust_ratio(const __grid_constant__ StepSource source, bool layer_adaptation, const Norms* norms, int64_t count,
-                     double* step_size) {
+    rows_trust_ratio(const __grid_constant__ StepSource source, bool layer_adaptation, const Norms* norms,
+                     int64_t count, double* step_size) {
   const Norms sum = sum_of(norms, count);
   if (threadIdx.x == 0) {
     const Step step = source.get();
@@ -156,7 +156,7 @@ struct Scratch {
     norms = static_cast<Norms*>(take(kMostBlocks * int64_t(sizeof(Norms))));
     step_size = static_cast<double*>(take(8));
     sorting_bytes = 0;
-    sort(rows, count, nullptr);  // with no memory for it, it tells how much it needs
+    sort(rows, count, nullptr);  // without memory it returns how much it needs
     sorting = take(int64_t(sorting_bytes));
   }
 };
@@ -174,7 +174,7 @@ int64_t tfav_gpu_sparse_scratch(const Parameter*, int64_t rows, int64_t ids, int
 }
 
 int tfav_gpu_sparse(const Parameter* t, int64_t rows, const void* ids, int64_t count, int ids_are_int64, int exact,
-                  const GpuLaunch* launch) {
+                    const GpuLaunch* launch) {
   if (t->size == 0) return cudaSuccess;
   if (count > INT32_MAX) return cudaErrorInvalidValue;
   Scratch scratch(launch->scratch, rows, count, exact != 0);
@@ -182,36 +182,40 @@ int tfav_gpu_sparse(const Parameter* t, int64_t rows, const void* ids, int64_t c
   void* const stream = launch->stream;
   if (count > 0) {
     if (ids_are_int64 != 0) {
-      TFAV_RETURN_ERROR(launch_kernel(prepare<int64_t>, blocks_for(count), stream, static_cast<const int64_t*>(ids), count,
-                               rows, scratch.keys, scratch.positions));
+      TFAV_RETURN_ERROR(launch_kernel(prepare<int64_t>, blocks_for(count), stream, static_cast<const int64_t*>(ids),
+                                      count, rows, scratch.keys, scratch.positions));
     } else {
-      TFAV_RETURN_ERROR(launch_kernel(prepare<int32_t>, blocks_for(count), stream, static_cast<const int32_t*>(ids), count,
-                               rows, scratch.keys, scratch.positions));
+      TFAV_RETURN_ERROR(launch_kernel(prepare<int32_t>, blocks_for(count), stream, static_cast<const int32_t*>(ids),
+                                      count, rows, scratch.keys, scratch.positions));
     }
     TFAV_RETURN_ERROR(scratch.sort(rows, count, stream));
   }
-  Task task = {*t, rows, t->size / rows, count, scratch.sorted_keys, scratch.sorted_positions, scratch.first, 1};
-  while (task.lanes < kThreads && task.lanes < task.width) task.lanes *= 2;
+  SparseUpdate sparse = {*t, rows, t->size / rows, count, scratch.sorted_keys, scratch.sorted_positions, scratch.first,
+                         1};
+  while (sparse.threads_per_row < kThreads && sparse.threads_per_row < sparse.width) sparse.threads_per_row *= 2;
   if (exact != 0) {
     const size_t bytes = size_t(rows) * sizeof *scratch.first;
     TFAV_RETURN_ERROR(cudaMemsetAsync(scratch.first, 0, bytes, static_cast<cudaStream_t>(stream)));
-    TFAV_RETURN_ERROR(launch_kernel(find_rows, blocks_for(count), stream, task));
+    TFAV_RETURN_ERROR(launch_kernel(find_rows, blocks_for(count), stream, sparse));
   }
   const StepSource source(*launch);
-  const int64_t blocks = blocks_for(task.units() * task.lanes);
+  const int64_t blocks = blocks_for(sparse.units() * sparse.threads_per_row);
   const bool amsgrad = t->v_max != nullptr;
   return with_types(launch->variable, launch->gradient, [&](auto* w, auto* g) -> cudaError_t {
     using T = std::remove_pointer_t<decltype(w)>;
     using G = std::remove_pointer_t<decltype(g)>;
     if (!launch->trust_ratio) {
       const auto kernel =
-          launch->squared_gradient ? (amsgrad ? tfav::rows<T, G, Pass::kAdam, true, true> : tfav::rows<T, G, Pass::kAdam, true, false>)
-                       : (amsgrad ? tfav::rows<T, G, Pass::kAdam, false, true> : tfav::rows<T, G, Pass::kAdam, false, false>);
-      return launch_kernel(kernel, blocks, stream, task, source, nullptr, nullptr);
+          launch->squared_gradient
+              ? (amsgrad ? update_rows<T, G, Pass::kAdam, true, true> : update_rows<T, G, Pass::kAdam, true, false>)
+              : (amsgrad ? update_rows<T, G, Pass::kAdam, false, true> : update_rows<T, G, Pass::kAdam, false, false>);
+      return launch_kernel(kernel, blocks, stream, sparse, source, nullptr, nullptr);
     }
-    TFAV_RETURN_ERROR(launch_kernel(tfav::rows<T, G, Pass::kNorms, false, false>, blocks, stream, task, source,
-                             scratch.norms, nullptr));
-    TFAV_RETURN_ERROR(launch_kernel(rows_trust_ratio, 1, stream, source, t->layer_adaptation, scratch.norms, blocks, scratch.step_size));
-    return launch_kernel(tfav::rows<T, T, Pass::kApply, false, false>, blocks, stream, task, source, nullptr, scratch.step_size);
+    TFAV_RETURN_ERROR(launch_kernel(update_rows<T, G, Pass::kNorms, false, false>, blocks, stream, sparse, source,
+                                    scratch.norms, nullptr));
+    TFAV_RETURN_ERROR(launch_kernel(rows_trust_ratio, 1, stream, source, t->layer_adaptation, scratch.norms, blocks,
+                                    scratch.step_size));
+    return launch_kernel(update_rows<T, T, Pass::kApply, false, false>, blocks, stream, sparse, source, nullptr,
+                         scratch.step_size);
   });
 }

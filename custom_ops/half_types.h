@@ -38,8 +38,8 @@ TFAV_INLINE float widened(BFloat16 x) { return float_of(uint32_t(x.bits) << 16);
 TFAV_INLINE float widened(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, magnitude = uint32_t(x.bits & 0x7fffu) << 13;
   const uint32_t exponent = magnitude & 0x0f800000u;
-  const uint32_t normal = magnitude + 0x38000000u;    // the exponents' biases differ by 112
-  const uint32_t special = magnitude + 0x70000000u;   // inf and NaN: twice that
+  const uint32_t normal = magnitude + 0x38000000u;                                // the exponents' biases differ by 112
+  const uint32_t special = magnitude + 0x70000000u;                               // inf and NaN: twice that
   const float small = float_of(magnitude + 0x38800000u) - float_of(0x38800000u);  // a denormal of half
   const uint32_t bits = exponent == 0x0f800000u ? special : exponent == 0 ? bits_of(small) : normal;
   return float_of(sign | bits);

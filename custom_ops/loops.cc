@@ -18,9 +18,9 @@ const double zeros[kZeros] = {};  // as a gradient of any type
 
 template <typename T, typename G, bool kSquaredGradient, bool kAmsgrad, Pass kPass>
 void update_span(T* __restrict w, typename StateOf<T>::type* __restrict m, typename StateOf<T>::type* __restrict v,
-             typename StateOf<T>::type* __restrict v_max, const G* __restrict g, int64_t size,
-             const Formula<typename StateOf<T>::type>& f, typename StateOf<T>::type decay,
-             typename StateOf<T>::type step_size, Norms* norms) {
+                 typename StateOf<T>::type* __restrict v_max, const G* __restrict g, int64_t size,
+                 const Formula<typename StateOf<T>::type>& f, typename StateOf<T>::type decay,
+                 typename StateOf<T>::type step_size, Norms* norms) {
   using S = typename StateOf<T>::type;
   const Formula<S> c = f;  // a copy that no store can change
   double w_squares = 0, u_squares = 0;
@@ -29,7 +29,7 @@ void update_span(T* __restrict w, typename StateOf<T>::type* __restrict m, typen
     const S weight = widened(w[i]);
     const S gradient = kPass == Pass::kApply ? S(0) : S(widened(g[i]));
     const S u = c.template change<kPass, kSquaredGradient, kAmsgrad>(weight, gradient, decay, &m[i], &v[i],
-                                                            kAmsgrad ? &v_max[i] : nullptr);
+                                                                     kAmsgrad ? &v_max[i] : nullptr);
     if (kPass == Pass::kNorms) {
       w_squares += double(weight) * double(weight);
       u_squares += double(u) * double(u);
@@ -51,17 +51,16 @@ void loop(const Span& s, const Step& step, double decay, double step_size, Norms
   for (int64_t i = 0; i < s.size; i += most) {
     const int64_t size = s.size - i < most ? s.size - i : most;
     const G* g = s.g != nullptr ? static_cast<const G*>(s.g) : reinterpret_cast<const G*>(zeros);
-    update_span<T, G, kSquaredGradient, kAmsgrad, kPass>(static_cast<T*>(s.w) + i, static_cast<S*>(s.m) + i,
-                                            static_cast<S*>(s.v) + i,
-                                            kAmsgrad ? static_cast<S*>(s.v_max) + i : nullptr, g, size, f,
-                                            S(decay), S(step_size), norms);
+    update_span<T, G, kSquaredGradient, kAmsgrad, kPass>(
+        static_cast<T*>(s.w) + i, static_cast<S*>(s.m) + i, static_cast<S*>(s.v) + i,
+        kAmsgrad ? static_cast<S*>(s.v_max) + i : nullptr, g, size, f, S(decay), S(step_size), norms);
   }
 }
 
 template <typename T, typename G>
 Loops chosen(bool squared_gradient, bool amsgrad) {
   return {squared_gradient ? (amsgrad ? loop<T, G, true, true, Pass::kAdam> : loop<T, G, true, false, Pass::kAdam>)
-                 : (amsgrad ? loop<T, G, false, true, Pass::kAdam> : loop<T, G, false, false, Pass::kAdam>),
+                           : (amsgrad ? loop<T, G, false, true, Pass::kAdam> : loop<T, G, false, false, Pass::kAdam>),
           loop<T, G, false, false, Pass::kNorms>, loop<T, G, false, false, Pass::kApply>};
 }
 
@@ -82,7 +81,8 @@ double squares(const void* gradient, int64_t size) {
 Loops TFAV_JOIN(loops, TFAV_SET)(Type variable, Type gradient, bool squared_gradient, bool amsgrad) {
   switch (variable) {
     case Type::kHalf:
-      return gradient == Type::kHalf ? chosen<Half, Half>(squared_gradient, amsgrad) : chosen<Half, float>(squared_gradient, amsgrad);
+      return gradient == Type::kHalf ? chosen<Half, Half>(squared_gradient, amsgrad)
+                                     : chosen<Half, float>(squared_gradient, amsgrad);
     case Type::kBFloat16:
       return gradient == Type::kBFloat16 ? chosen<BFloat16, BFloat16>(squared_gradient, amsgrad)
                                          : chosen<BFloat16, float>(squared_gradient, amsgrad);

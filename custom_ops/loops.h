@@ -15,7 +15,7 @@ struct Span {
   void* w;
   void* m;
   void* v;
-  void* v_max;      // the largest v so far, or null
+  void* v_max;    // the largest v so far, or null
   const void* g;  // null: zeros
   int64_t size;
   int variable;

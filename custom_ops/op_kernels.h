@@ -5,10 +5,11 @@
 //   static Status Copy(OpKernelContext*, void* to, const void* from, size_t bytes);
 //   static Status Dense(OpKernelContext*, const Kind&, const std::vector<tfav::Parameter>&, const Tensor& step);
 //   static Status CheckIds(const Tensor& ids, int64_t rows);
-//   static Status Sparse(OpKernelContext*, const Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows, bool exact,
-//                      const Tensor& step);
+//   static Status Sparse(OpKernelContext*, const Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows,
+//                        bool exact, const Tensor& step);
 //   static Status SquaredNorm(OpKernelContext*, tfav::Type, const std::vector<tfav::Parameter>&, double* sum);
-// Dense and Sparse are called after all checks, while the variables are locked; the g of Sparse are the ids' rows.
+// Dense and Sparse are called after all checks, while the variables are locked; the g of Sparse are the values of the
+// ids.
 
 #ifndef TF_ADAM_VARIANTS_OP_KERNELS_H_
 #define TF_ADAM_VARIANTS_OP_KERNELS_H_
@@ -18,15 +19,15 @@
 #include <vector>
 
 #include "adam_math.h"
+#include "parameter.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
-#include "parameter.h"
 
 namespace tensorflow {
 namespace tf_adam_variants {
 
-// What distinguishes one step from another, beside numbers.
+// Which step it is, apart from its scalars.
 struct Kind {
   tfav::Type variable, gradient;
   bool squared_gradient, amsgrad, trust_ratio;
@@ -39,7 +40,7 @@ inline tfav::Type TypeOf(DataType type) {
                                : tfav::Type::kDouble;
 }
 
-// The variables of a step, locked against everybody else as long as this lives.
+// The variables of a step, locked as long as this lives.
 class Locked {
  public:
   // Handles first, first + 1, ..., first + count - 1 of the op's inputs.
@@ -50,7 +51,7 @@ class Locked {
       TF_RETURN_IF_ERROR(LookupResource(ctx, HandleFromInput(ctx, first + i), &vars_[i]));
       mutexes[i] = vars_[i]->mu();
     }
-    std::sort(mutexes.begin(), mutexes.end());  // TensorFlow's order: nobody waits in a circle
+    std::sort(mutexes.begin(), mutexes.end());  // TensorFlow's order, so that there is no deadlock
     if (std::adjacent_find(mutexes.begin(), mutexes.end()) != mutexes.end()) {
       return errors::InvalidArgument("The variables of one step must all be different ones");
     }
@@ -65,17 +66,17 @@ class Locked {
     if (!vars_[i]->is_initialized) return errors::FailedPrecondition("A variable of the step is not initialized");
     const Tensor& tensor = *vars_[i]->tensor();
     if (tensor.dtype() != dtype || (shape != nullptr && tensor.shape() != *shape)) {
-      return errors::InvalidArgument(
-          "A variable of the step must be ", DataTypeString(dtype),
-          shape == nullptr ? "" : " of shape " + shape->DebugString(), ". Received: ", var.DebugString());
+      return errors::InvalidArgument("A variable of the step must be ", DataTypeString(dtype),
+                                     shape == nullptr ? "" : " of shape " + shape->DebugString(),
+                                     ". Received: ", var.DebugString());
     }
     return OkStatus();
   }
 
   const Tensor& tensor(int i) const { return *vars_[i]->tensor(); }
 
-  // Memory of the i-th variable that nobody else reads: a dense read that is still alive shares the tensor, and
-  // then the variable gets a copy of its own. Sparse reads hold the lock instead.
+  // Memory of the i-th variable that may be written: where a dense read still references the tensor, the variable
+  // gets a copy of its own. Sparse reads lock the variable instead.
   template <typename Device>
   Status Writable(OpKernelContext* ctx, int i, char** data) {
     Tensor* tensor = vars_[i]->tensor();
@@ -152,10 +153,11 @@ class DenseStep : public StepOp<Device> {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("N", &n_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
-    OP_REQUIRES(ctx,
-                int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ &&
-                    (this->velocity_hats_ == 0 || this->velocity_hats_ == n_),
-                errors::InvalidArgument("weight_decay, layer_adaptation and velocity_hats must have one element a variable"));
+    OP_REQUIRES(
+        ctx,
+        int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ &&
+            (this->velocity_hats_ == 0 || this->velocity_hats_ == n_),
+        errors::InvalidArgument("weight_decay, layer_adaptation and velocity_hats must have one element a variable"));
   }
 
   void Compute(OpKernelContext* ctx) override {
@@ -200,10 +202,10 @@ class SparseStep : public StepOp<Device> {
     OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, 3 + this->velocity_hats_));
     OP_REQUIRES_OK(ctx, this->CheckOne(vars, 0, 1, nullptr));
     const TensorShape shape = vars.tensor(0).shape();
-    OP_REQUIRES(ctx, shape.dims() >= 1 && ids.dims() == 1 && values.dims() == shape.dims(),
-                errors::InvalidArgument("ids must be a vector, values rows of the variable, ", shape.DebugString(),
-                                        ". Received: ", ids.shape().DebugString(), " and ",
-                                        values.shape().DebugString()));
+    OP_REQUIRES(
+        ctx, shape.dims() >= 1 && ids.dims() == 1 && values.dims() == shape.dims(),
+        errors::InvalidArgument("ids must be a vector, values rows of the variable, ", shape.DebugString(),
+                                ". Received: ", ids.shape().DebugString(), " and ", values.shape().DebugString()));
     TensorShape wanted = shape;
     wanted.set_dim(0, ids.dim_size(0));
     OP_REQUIRES(ctx, values.shape() == wanted,
@@ -225,9 +227,7 @@ class SparseStep : public StepOp<Device> {
 template <typename Device>
 class SquaredNorm : public OpKernel {
  public:
-  explicit SquaredNorm(OpKernelConstruction* ctx) : OpKernel(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &type_));
-  }
+  explicit SquaredNorm(OpKernelConstruction* ctx) : OpKernel(ctx) { OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &type_)); }
 
   void Compute(OpKernelContext* ctx) override {
     std::vector<tfav::Parameter> gradients(ctx->num_inputs(), tfav::Parameter{});
@@ -248,21 +248,21 @@ class SquaredNorm : public OpKernel {
 }  // namespace tensorflow
 
 // The kernels of a device. Handles of variables are always in the host's memory.
-#define TFAV_REGISTER_KERNELS(place, device)                                                              \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")                                                \
-                              .Device(place)                                                              \
-                              .HostMemory("variables")                                                    \
-                              .HostMemory("momentums")                                                    \
-                              .HostMemory("velocities")                                                   \
-                              .HostMemory("velocity_hats"),                                                      \
-                          DenseStep<device>);                                                             \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")                                                 \
-                              .Device(place)                                                              \
-                              .HostMemory("variable")                                                     \
-                              .HostMemory("momentum")                                                     \
-                              .HostMemory("velocity")                                                     \
-                              .HostMemory("velocity_hats"),                                                      \
-                          SparseStep<device>);                                                              \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(place), SquaredNorm<device>);
+#define TFAV_REGISTER_KERNELS(type, device)                 \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")  \
+                              .Device(type)                 \
+                              .HostMemory("variables")      \
+                              .HostMemory("momentums")      \
+                              .HostMemory("velocities")     \
+                              .HostMemory("velocity_hats"), \
+                          DenseStep<device>);               \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep") \
+                              .Device(type)                 \
+                              .HostMemory("variable")       \
+                              .HostMemory("momentum")       \
+                              .HostMemory("velocity")       \
+                              .HostMemory("velocity_hats"), \
+                          SparseStep<device>);              \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(type), SquaredNorm<device>);
 
 #endif  // TF_ADAM_VARIANTS_OP_KERNELS_H_

@@ -18,7 +18,7 @@ Status StepShape(InferenceContext* c, int input) {
   return c->Merge(c->input(input), c->Vector(tfav::kStepFields), &step);
 }
 
-// The shape that a variable's handle tells of, unknown where it does not.
+// The shape that a variable's handle has recorded, unknown where it has none.
 ShapeHandle HandleShape(InferenceContext* c, int input) {
   const auto* known = c->input_handle_shapes_and_types(input);
   return known == nullptr || known->empty() ? c->UnknownShape() : (*known)[0].shape;
@@ -31,9 +31,11 @@ Status DenseShapes(InferenceContext* c) {
   std::vector<bool> weight_decay, layer_adaptation;
   TF_RETURN_IF_ERROR(c->GetAttr("weight_decay", &weight_decay));
   TF_RETURN_IF_ERROR(c->GetAttr("layer_adaptation", &layer_adaptation));
-  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n || (velocity_hats != 0 && velocity_hats != n)) {
-    return errors::InvalidArgument("weight_decay, layer_adaptation and velocity_hats must have one element a variable, ", n,
-                                   ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ", velocity_hats);
+  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n ||
+      (velocity_hats != 0 && velocity_hats != n)) {
+    return errors::InvalidArgument(
+        "weight_decay, layer_adaptation and velocity_hats must have one element a variable, ", n,
+        ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ", velocity_hats);
   }
   TF_RETURN_IF_ERROR(StepShape(c, 0));
   for (int i = 0; i < n; ++i) {
@@ -48,7 +50,8 @@ Status DenseShapes(InferenceContext* c) {
 Status SparseShapes(InferenceContext* c) {
   int velocity_hats;
   TF_RETURN_IF_ERROR(c->GetAttr("num_velocity_hats", &velocity_hats));
-  if (velocity_hats > 1) return errors::InvalidArgument("There must be at most one of velocity_hats. Received: ", velocity_hats);
+  if (velocity_hats > 1)
+    return errors::InvalidArgument("There must be at most one of velocity_hats. Received: ", velocity_hats);
   TF_RETURN_IF_ERROR(StepShape(c, 0));
   ShapeHandle variable = HandleShape(c, 1), ids, row, value_row;
   TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 2), &variable));
@@ -103,8 +106,9 @@ REGISTER_OP("TfAdamVariants>SparseStep")
     .Attr("exact: bool")
     .SetIsStateful()
     .SetShapeFn(SparseShapes)
-    .Doc("One step of one variable, in place, where the gradient is values in the rows of these ids. Repeated "
-         "ids are summed. exact: other rows have a zero gradient; otherwise they are left alone.");
+    .Doc(
+        "One step of one variable, in place, where the gradient is values in the rows of these ids. Repeated "
+        "ids are summed. exact: other rows have a zero gradient; otherwise they are left alone.");
 
 REGISTER_OP("TfAdamVariants>SquaredNorm")
     .Input("gradients: N * G")

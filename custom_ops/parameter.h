@@ -1,4 +1,4 @@
-// What the CPU's and the GPU's step are given: variables in memory, and their types.
+// A variable with its slots and its gradient in memory, and the types of their elements.
 
 #ifndef TF_ADAM_VARIANTS_PARAMETER_H_
 #define TF_ADAM_VARIANTS_PARAMETER_H_

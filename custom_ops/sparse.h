@@ -1,4 +1,4 @@
-// Gradients that name rows: repeated ids found and their rows added up. Knows nothing of TensorFlow.
+// Gradients as slices: repeated ids found and their values summed. Knows nothing of TensorFlow.
 
 #ifndef TF_ADAM_VARIANTS_SPARSE_H_
 #define TF_ADAM_VARIANTS_SPARSE_H_
@@ -82,8 +82,8 @@ class Rows {
 };
 
 // The spans of a step by rows, whose gradients are sums[i * width ...]. Exact: of all rows, zeros where none is named.
-inline void add_rows(Plan& plan, const Parameter& t, const Rows& rows, int64_t width, const char* sums,
-                     int64_t bytes, bool exact) {
+inline void add_rows(Plan& plan, const Parameter& t, const Rows& rows, int64_t width, const char* sums, int64_t bytes,
+                     bool exact) {
   int64_t done = 0;
   for (int64_t i = 0; i < rows.count(); ++i) {
     const int64_t begin = rows.row(i) * width;

@@ -39,9 +39,8 @@ class Plan {
   void add(const Parameter& t, int variable, int64_t begin, int64_t end, const char* g) {
     for (; begin < end; begin += kSpan) {
       const int64_t size = std::min(kSpan, end - begin);
-      spans_.push_back({t.w + begin * sizes_.variable, t.m + begin * sizes_.state,
-                        t.v + begin * sizes_.state, t.v_max ? t.v_max + begin * sizes_.state : nullptr, g, size,
-                        variable});
+      spans_.push_back({t.w + begin * sizes_.variable, t.m + begin * sizes_.state, t.v + begin * sizes_.state,
+                        t.v_max ? t.v_max + begin * sizes_.state : nullptr, g, size, variable});
       if (g != nullptr) g += size * sizes_.gradient;
       elements_ += size;
       filled_ += size + kOverhead;
@@ -80,9 +79,8 @@ inline double decay_of(const Parameter& t, const Step& s) { return t.weight_deca
 // AdamW, QHAdam, QHAdamW.
 inline void adam(Plan& plan, const std::vector<Parameter>& variables, const Step& s, Loop loop,
                  const Parallel& parallel) {
-  plan.for_each(parallel, [&](const Span& span, size_t) {
-    loop(span, s, decay_of(variables[span.variable], s), 1.0, nullptr);
-  });
+  plan.for_each(parallel,
+                [&](const Span& span, size_t) { loop(span, s, decay_of(variables[span.variable], s), 1.0, nullptr); });
 }
 
 // LAMB: the norms, then the step. A variable of one span takes both while it is in the cache.
@@ -118,7 +116,7 @@ inline void lamb(Plan& plan, const std::vector<Parameter>& variables, const Step
 
 // The sum of the squares of all gradients, in float64.
 inline double squared_norm(const std::vector<Parameter>& gradients, int64_t element, SquaredNormLoop loop,
-                      const Parallel& parallel) {
+                           const Parallel& parallel) {
   Plan plan({0, 0, element});
   for (size_t i = 0; i < gradients.size(); ++i) plan.add(gradients[i], int(i), 0, gradients[i].size, gradients[i].g);
   std::vector<double> sums(plan.spans().size());

@@ -2,8 +2,8 @@
 
     python docs/import_graph.py docs/images/imports.svg
 
-A module stands below all that import it. An arrow that follows from others is left out. Imports in a circle
-are an error.
+A module stands below all that import it. Arrows that follow from others are left out, and so are modules
+without any arrow. Imports in a circle are an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-import textwrap
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tf_adam_variants"
@@ -63,12 +62,13 @@ def levels(graph: Graph) -> dict[str, int]:
 
 
 def reduced(graph: Graph) -> Graph:
-    """Without the arrows that follow from others."""
+    """Without the arrows that follow from others, and without modules that have no arrow."""
 
     def reach(name: str) -> set[str]:
         return graph[name].union(*(reach(other) for other in graph[name]))
 
-    return {name: others - set().union(*map(reach, others)) for name, others in graph.items()}
+    connected = {name for name in graph if graph[name]}.union(*graph.values())
+    return {name: graph[name] - set().union(*map(reach, graph[name])) for name in graph if name in connected}
 
 
 def draw(out: Path) -> None:
@@ -79,8 +79,8 @@ def draw(out: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
 
-    whole = imports()
-    level, graph = levels(whole), reduced(whole)
+    graph = reduced(imports())
+    level = levels(graph)
     rows = [[name for name in sorted(level) if level[name] == i] for i in range(max(level.values()) + 1)]
     most = max(map(len, rows))
     x = {name: spread(i, row, most) for row in rows for i, name in enumerate(row)}
@@ -96,7 +96,7 @@ def draw(out: Path) -> None:
             row.sort(key=lambda name: (middle(name), name))
             x.update({name: spread(i, row, most) for i, name in enumerate(row)})
 
-    across, down, box_width, box_height = 2.35, 1.28, 2.12, 0.8  # inches
+    across, down, box_width, box_height = 1.68, 0.86, 1.54, 0.42  # inches
     figure, axes = plt.subplots(figsize=(across * most, down * len(rows)))
     for name, others in graph.items():
         for other in sorted(others):
@@ -106,20 +106,15 @@ def draw(out: Path) -> None:
             style = {"arrowstyle": "-|>", "color": "#777777", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
             style["connectionstyle"] = f"arc3,rad={bend}"
             axes.annotate("", end, start, arrowprops=style, zorder=1)
-    for name, file in modules().items():
-        if name not in graph:
-            continue
+    for name in graph:
         variant = "_declaration" in graph[name]
         color = COLORS["variant"] if variant else COLORS.get(name.partition(".")[0], COLORS[""])
         corner = x[name] * across - box_width / 2, -level[name] * down - box_height / 2
         style = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": color, "edgecolor": "#555555"}
         axes.add_patch(FancyBboxPatch(corner, box_width, box_height, lw=0.8, zorder=2, **style))
-        title = name.replace(".", "/") + ("/" if name in ("engines", "fused") else ".py")
-        first_line = (ast.get_docstring(ast.parse(file.read_text())) or " ").splitlines()[0]
-        about = textwrap.fill(first_line.strip("."), 31, max_lines=3, placeholder=" ...")
-        at = {"ha": "center", "va": "top", "zorder": 3}
-        axes.text(x[name] * across, corner[1] + box_height - 0.07, title, fontsize=9, weight="bold", **at)
-        axes.text(x[name] * across, corner[1] + box_height - 0.27, about, fontsize=6.6, color="#333333", **at)
+        title = name.replace(".", "/\n") + ("/" if name in ("engines", "fused") else ".py")
+        middle_of_box = x[name] * across, -level[name] * down
+        axes.text(*middle_of_box, title, fontsize=9.5, ha="center", va="center", zorder=3, linespacing=0.95)
     axes.set_xlim(0, across * most)
     axes.set_ylim(-(len(rows) - 1) * down - box_height, box_height)
     axes.axis("off")

@@ -20,7 +20,7 @@ class Exclusions:
         self._added: list[str] = []
 
     def add(self, variables: Iterable[Any] | None, patterns: Iterable[str] | None) -> None:
-        """Exclude these too, in the place of those that an earlier call added."""
+        """Exclude these too, instead of those that an earlier call added."""
         names = _arguments.patterns("var_names", patterns) or []
         self._added = names + [f"^{re.escape(_variables.path(variable))}$" for variable in variables or ()]
 

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-import keras
 import tensorflow as tf
 
 from tf_adam_variants import _arguments, _gradients, _slots, _variables, engines
-from tf_adam_variants._exclusions import Exclusions
+from tf_adam_variants._configured import Configured
 from tf_adam_variants._rows import Rows
 from tf_adam_variants._saved_state import SavedState
 from tf_adam_variants._step import Parameter, Step, Workload
-from tf_adam_variants._update import FIELDS, Update
+from tf_adam_variants._update import Update
 from tf_adam_variants.engines import Engine
-from tf_adam_variants.fused import _library
 
 
-class AdamVariant(keras.optimizers.Optimizer):
+class AdamVariant(Configured):
     """An optimizer whose step is an `Update`. A variant's constructor fills one in and hands it over.
 
-    Keras's and TensorFlow's private names that this class uses, all of them here: the hook
+    Keras's private names that this class and `Configured` use, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_all_reduce_sum_gradients`,
     `_clip_gradients`, `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
-    `_distribution_strategy` and TensorFlow's `_trackable_children` (keeps the layout out of SavedModels).
+    `_distribution_strategy`, `_learning_rate`, and TensorFlow's `_trackable_children` (keeps the layout out
+    of SavedModels).
     """
-
-    _default_name: str = "adam_variant"  # these two are set by `@variant`
-    _own_arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -41,116 +36,11 @@ class AdamVariant(keras.optimizers.Optimizer):
         exclude_from_layer_adaptation: Iterable[str] | None = None,
         **common: Unpack[_arguments.Common],
     ) -> None:
-        known = [*self._own_arguments, *_arguments.COMMON]
-        _arguments.check_names(common, known, type(self).__name__)
-        defaults = {name: argument.default for name, argument in _arguments.COMMON.items()}
-        defaults["name"] = self._default_name
-        options = {name: _arguments.checked(name, value) for name, value in (defaults | common).items()}
-        _arguments.check_together(options)
-        learning_rate = _arguments.learning_rate("learning_rate", learning_rate)
-        # Before Keras's constructor, which sets attributes that are read from it.
-        object.__setattr__(self, "_update", update.with_peak_of(learning_rate))
-        # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
-        decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
-        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
-        sparse_update, fused = options.pop("sparse_update"), options.pop("fused")
-        if fused is True and not _library.load():
-            raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
-        super().__init__(learning_rate=learning_rate, weight_decay=update.weight_decay, **options)
-        self.sparse_update, self.fused = sparse_update, fused
-        self._decay_exclusions, self._adaptation_exclusions = decay_exclusions, adaptation_exclusions
+        super().__init__(update, learning_rate, exclude_from_layer_adaptation, common)
         self._without_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
         self._without_adaptation: frozenset[int] = frozenset()
         self._lazily_accumulated: frozenset[Any] = frozenset()
         self._layout = SavedState(self)  # the name is that of its part in checkpoints
-
-    # -- hyperparameters -------------------------------------------------------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        if name in FIELDS:
-            return getattr(self._update, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; what the constructor takes, with the constructor's checks."""
-        if name in FIELDS:
-            self._set_hyperparameter(name, value)
-            return
-        if name in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
-            raise ValueError(f"`{name}` is an argument of the constructor and cannot be set later")
-        if name == "learning_rate" and not tf.is_symbolic_tensor(value):
-            value = _arguments.learning_rate(name, value)
-        elif name in _arguments.COMMON:
-            value = _arguments.checked(name, value)
-            _arguments.check_together(self.__dict__ | {name: value})
-            self._check_slots_stay(name, value)
-        super().__setattr__(name, value)
-
-    def _set_hyperparameter(self, name: str, value: Any) -> None:
-        if value is getattr(self._update, name):  # Keras's constructor sets weight_decay
-            return
-        if name not in self._own_arguments:
-            raise ValueError(f"{type(self).__name__} has no `{name}`. Received: {name}={value!r}")
-        changes = {name: value}
-        if name == "weight_decay_mode":
-            changes["peak_learning_rate"] = None  # found again, if the mode needs one
-        update = dataclasses.replace(self._update, **changes).with_peak_of(self._learning_rate_or_schedule())
-        self._check_slots_stay(name, value)
-        object.__setattr__(self, "_update", update)
-
-    def _learning_rate_or_schedule(self) -> Any:
-        kept = self._learning_rate
-        return float(kept.numpy()) if isinstance(kept, keras.Variable) else kept
-
-    def _check_slots_stay(self, name: str, value: Any) -> None:
-        needs_slots = name in ("amsgrad", "use_ema", "gradient_accumulation_steps")
-        if needs_slots and getattr(self, "built", False) and bool(value) != bool(getattr(self, name)):
-            raise ValueError(
-                f"`{name}` decides which slots there are and cannot change once {self.name} is built. "
-                f"Received: {name}={value!r}. Make a new optimizer"
-            )
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
-        """An optimizer of this configuration; with fused=True it needs the op to train, not to be made."""
-        optimizer = super().from_config(config | {"fused": "auto"}, **kwargs)
-        optimizer.fused = config.get("fused", "auto")
-        return optimizer
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""
-        config = super().get_config()
-        del config["weight_decay"]  # a hyperparameter, where there is one
-        config |= {name: getattr(self._update, name) for name in self._own_arguments if name in FIELDS}
-        if "exclude_from_layer_adaptation" in self._own_arguments:
-            config["exclude_from_layer_adaptation"] = self._adaptation_exclusions.patterns
-        return config | {
-            "exclude_from_weight_decay": self._decay_exclusions.patterns,
-            "sparse_update": self.sparse_update,
-            "fused": self.fused,
-        }
-
-    def exclude_from_weight_decay(
-        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
-    ) -> None:
-        """Exclude variables from weight decay, on top of the constructor's list.
-
-        Args:
-            var_list: variables to exclude. The configuration keeps their paths.
-            var_names: list of regular expressions, searched in the variables' paths.
-
-        Raises:
-            ValueError: after the optimizer is built, when it is too late.
-        """
-        if self.built:
-            raise ValueError(
-                f"`exclude_from_weight_decay()` must be called before {self.name} is built, that is "
-                "before the first step: which variables decay is fixed by then."
-            )
-        self._decay_exclusions.add(var_list, var_names)
-
-    def _use_weight_decay(self, variable: Any) -> bool:
-        return not self._decay_exclusions.excludes(variable)
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -279,11 +169,13 @@ class AdamVariant(keras.optimizers.Optimizer):
             functools.partial(Step.of, iterations=self.iterations, learning_rate=learning_rate)
         )
         engine_of = functools.cache(self._engine)
+        (common_devices, *others) = self._devices
         groups: dict[Any, list[tuple[Any, Any]]] = {}
         for gradient, variable in grads_and_vars:
             one = _variables.on_first_replica(strategy, gradient)
-            sparse = isinstance(one, tf.IndexedSlices) or self._var_key(variable) in self._lazily_accumulated
-            key = engine_of(variable.dtype, sparse), variable.dtype, _variables.devices(variable)
+            sparse = isinstance(one, tf.IndexedSlices) or self._lazily_accumulates(variable)
+            devices = _variables.devices(variable) if others else common_devices
+            key = engine_of(variable.dtype, sparse), variable.dtype, devices
             groups.setdefault(key, []).append((gradient, variable))
         scale = self._gradient_scale(strategy, grads_and_vars, next(iter(groups))[0])
         for (engine, dtype, _), pairs in groups.items():
@@ -293,14 +185,16 @@ class AdamVariant(keras.optimizers.Optimizer):
             # The first variable stands for all of them: each replica is given its part of the gradients.
             strategy.extended.update(variables[0], take, args=(gradients,), group=False)
 
+    def _lazily_accumulates(self, variable: Any) -> bool:
+        return bool(self._lazily_accumulated) and self._var_key(variable) in self._lazily_accumulated
+
     def _gradient_scale(self, strategy: Any, grads_and_vars: list[Any], engine: Engine) -> Any:
         """The factor that clips by the global norm; 1 where that is done already or not asked for."""
         if not self.global_clipnorm or self._replicas() > 1:
             return 1.0
         gradients = [_variables.on_first_replica(strategy, gradient) for gradient, _ in grads_and_vars]
-        (device, *_) = _variables.devices(grads_and_vars[0][1])
-        with tf.device(device):
-            return _gradients.clip_scale(engine.global_norm(gradients), self.global_clipnorm)
+        device = _variables.devices(grads_and_vars[0][1])[0]
+        return _gradients.clip_scale(engine.global_norm(gradients, device), self.global_clipnorm)
 
     def _take(self, first: Any, gradients: Any, variables: Any, engine: Engine, step: Step) -> None:
         """Update variables on one device, that of the first one."""
@@ -315,7 +209,7 @@ class AdamVariant(keras.optimizers.Optimizer):
         tensors = [variable, *(slot[index].value for slot in slots)]
         tensors = [_variables.on_device(tensor, device) for tensor in tensors]
         sentinels = None
-        if self._lazily_accumulated and self._var_key(variable) in self._lazily_accumulated:
+        if self._lazily_accumulates(variable):
             gradient = _gradients.nonzero_rows(gradient)
         if isinstance(gradient, tf.IndexedSlices) and not takes_slices:
             rows = variable.shape[0]
@@ -334,6 +228,6 @@ class AdamVariant(keras.optimizers.Optimizer):
 
     @tf.autograph.experimental.do_not_convert
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update one variable. Keras's interface; a whole step shares its scalars instead."""
+        """Update one variable: Keras's interface. `apply` updates all of them with one `Step`."""
         pairs = [(gradient, _variables.tf_variable(variable))]
         self._distributed_tf_update_step(self._distribution_strategy, pairs, learning_rate)

@@ -1,4 +1,4 @@
-"""An optimizer's saved state, with its layout beside it, so that state saved by a different one is refused.
+"""An optimizer's saved state with its layout, so that state saved by a different optimizer is refused.
 
 Keras saves an optimizer's variables by position and TensorFlow's checkpoints match them by position
 too: without the layout, state saved with other options (an average more, no learning rate variable) would be
@@ -68,7 +68,7 @@ class SavedState(tf.train.experimental.PythonState):
     # -- Keras's files ---------------------------------------------------------------------------------------
 
     def save(self, store: Any) -> None:
-        """Write the variables by position, as Keras does, and the layout beside them.
+        """Write the variables by position, as Keras does, and the layout with them.
 
         Arrays that wait for their slots are written as they were read.
         """

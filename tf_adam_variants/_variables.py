@@ -57,4 +57,6 @@ def on_device(variable: Any, device: str) -> Any:
 
 def on_first_replica(strategy: Any, value: Any) -> Any:
     """A value that may differ between replicas, as the first one has it."""
+    if strategy.num_replicas_in_sync == 1 and not isinstance(value, tf.distribute.DistributedValues):
+        return value
     return strategy.experimental_local_results(value)[0]

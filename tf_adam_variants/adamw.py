@@ -38,11 +38,13 @@ class AdamW(AdamVariant):
     Keras's class; by name this one is "tf_adam_variants>AdamW".
 
     Example:
+        ```pycon
+        >>> import keras
+        >>> import tf_adam_variants as tav
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="head")])
+        >>> model.compile(tav.AdamW(3e-4, weight_decay=0.05, exclude_from_weight_decay=["bias"]), "mse")
 
-    >>> import keras
-    >>> import tf_adam_variants as tav
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="head")])
-    >>> model.compile(tav.AdamW(3e-4, weight_decay=0.05, exclude_from_weight_decay=["bias"]), "mse")
+        ```
 
     Reference:
         Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019,

@@ -47,11 +47,12 @@ def from_nadam(learning_rate: float = 1e-3, beta_1: float = 0.9, beta_2: float =
 
     The two agree but for the bias correction of the first steps.
 
-    >>> from_nadam(2e-3, 0.9, 0.999)
-    QHAdamParameters(learning_rate=0.002, beta_1=0.9, beta_2=0.999, nu_1=0.9, nu_2=1.0)
-    >>> import tf_adam_variants as tav
-    >>> tav.QHAdam(**from_nadam(2e-3)._asdict()).nu_1
-    0.9
+    Examples:
+        >>> from_nadam(2e-3, 0.9, 0.999)
+        QHAdamParameters(learning_rate=0.002, beta_1=0.9, beta_2=0.999, nu_1=0.9, nu_2=1.0)
+        >>> import tf_adam_variants as tav
+        >>> tav.QHAdam(**from_nadam(2e-3)._asdict()).nu_1
+        0.9
     """
     return QHAdamParameters(learning_rate, beta_1, beta_2, nu_1=beta_1, nu_2=1.0)
 
@@ -59,8 +60,9 @@ def from_nadam(learning_rate: float = 1e-3, beta_1: float = 0.9, beta_2: float =
 def from_nesterov(learning_rate: float, momentum: float) -> QHMParameters:
     """SGD with Nesterov momentum as Keras and PyTorch write it: velocity without (1 - momentum).
 
-    >>> from_nesterov(0.125, 0.5)
-    QHMParameters(learning_rate=0.25, beta=0.5, nu=0.5)
+    Examples:
+        >>> from_nesterov(0.125, 0.5)
+        QHMParameters(learning_rate=0.25, beta=0.5, nu=0.5)
     """
     return QHMParameters(learning_rate / (1.0 - momentum), beta=momentum, nu=momentum)
 
@@ -68,8 +70,9 @@ def from_nesterov(learning_rate: float, momentum: float) -> QHMParameters:
 def from_pid(k_p: float, k_i: float, k_d: float) -> QHMParameters:
     """A PID controller (An et al., 2018) as QHM; the inverse of `to_pid`.
 
-    >>> from_pid(-1.5, 1.0, 1.5)
-    QHMParameters(learning_rate=1.0, beta=0.5, nu=1.5)
+    Examples:
+        >>> from_pid(-1.5, 1.0, 1.5)
+        QHMParameters(learning_rate=1.0, beta=0.5, nu=1.5)
     """
     return QHMParameters(learning_rate=k_i, beta=k_d / (k_d - k_p), nu=k_p * k_p / (k_i * k_d))
 
@@ -77,8 +80,9 @@ def from_pid(k_p: float, k_i: float, k_d: float) -> QHMParameters:
 def to_pid(learning_rate: float, beta: float, nu: float) -> PIDParameters:
     """QHM as a PID controller; beta must not be 0.
 
-    >>> to_pid(1.0, 0.5, 1.5)
-    PIDParameters(k_p=-1.5, k_i=1.0, k_d=1.5)
+    Examples:
+        >>> to_pid(1.0, 0.5, 1.5)
+        PIDParameters(k_p=-1.5, k_i=1.0, k_d=1.5)
     """
     k_p = -learning_rate * nu * beta / (1.0 - beta)
     return PIDParameters(k_p, k_i=learning_rate, k_d=learning_rate * nu * (beta / (1.0 - beta)) ** 2)
@@ -89,8 +93,9 @@ def from_synthesized_nesterov(learning_rate: float, beta_1: float, beta_2: float
 
     x' = x - learning_rate grad(x + beta_2 (x - x_before)) + beta_1 (x - x_before)
 
-    >>> from_synthesized_nesterov(0.25, 0.5, 0.5)
-    QHMParameters(learning_rate=0.5, beta=0.5, nu=0.5)
+    Examples:
+        >>> from_synthesized_nesterov(0.25, 0.5, 0.5)
+        QHMParameters(learning_rate=0.5, beta=0.5, nu=0.5)
     """
     return QHMParameters(
         learning_rate / (1.0 - beta_1), beta=beta_1, nu=1.0 - (1.0 - beta_1) / beta_1 * beta_2
@@ -106,8 +111,9 @@ def from_robust_momentum(smoothness: float, kappa: float, rho: float | None = No
         rho: the rate of convergence asked for, between 1 - 1/sqrt(kappa) (fastest, the default) and
             1 - 1/kappa (most robust).
 
-    >>> from_robust_momentum(1.0, 4.0).beta
-    0.16666666666666666
+    Examples:
+        >>> from_robust_momentum(1.0, 4.0).beta
+        0.16666666666666666
     """
     if rho is None:
         rho = 1.0 - 1.0 / math.sqrt(kappa)
@@ -128,8 +134,9 @@ def from_accsgd(delta: float, kappa: float, xi: float, epsilon: float = 0.7) -> 
         xi: the statistical advantage, >= 1 and <= sqrt(kappa).
         epsilon: the paper's small constant, 0.7.
 
-    >>> from_accsgd(0.1, 1000.0, 10.0).nu
-    0.7792207792207793
+    Examples:
+        >>> from_accsgd(0.1, 1000.0, 10.0).nu
+        0.7792207792207793
     """
     return QHMParameters(
         learning_rate=delta * epsilon * (1.0 + xi) / (1.0 + epsilon),

@@ -18,7 +18,8 @@ class LAMB(AdamVariant):
         m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
         m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
         u  = m^ / (sqrt(v^) + epsilon) + l w
-        r  = |w| / |u|, 1 where either norm is 0, clipped to [trust_ratio_min, trust_ratio_max]
+        r  = |w| / |u|, 1 where either norm is 0,
+             clipped to [trust_ratio_min, trust_ratio_max]
         w <- w - learning_rate r u
 
     Args:
@@ -46,12 +47,14 @@ class LAMB(AdamVariant):
     {{raises}}
 
     Example:
+        ```pycon
+        >>> import keras
+        >>> import tf_adam_variants as tav
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> warm_up = tav.schedules.LinearWarmup(0.01, warmup_steps=500)
+        >>> model.compile(tav.LAMB(warm_up, exclude_from_weight_decay=["bias", "norm"]), "mse")
 
-    >>> import keras
-    >>> import tf_adam_variants as tav
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    >>> warm_up = tav.schedules.LinearWarmup(0.01, warmup_steps=500)
-    >>> model.compile(tav.LAMB(warm_up, exclude_from_weight_decay=["bias", "norm"]), "mse")
+        ```
 
     Reference:
         You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", ICLR 2020,

@@ -35,11 +35,13 @@ class QHAdam(AdamVariant):
     {{raises}}
 
     Example:
+        ```pycon
+        >>> import keras
+        >>> import tf_adam_variants as tav
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile(tav.QHAdam(1e-3, nu_1=0.8), "mse")
 
-    >>> import keras
-    >>> import tf_adam_variants as tav
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    >>> model.compile(tav.QHAdam(1e-3, nu_1=0.8), "mse")
+        ```
 
     Reference:
         Ma and Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", ICLR 2019,

@@ -36,12 +36,14 @@ class QHAdamW(AdamVariant):
     {{raises}}
 
     Example:
+        ```pycon
+        >>> import keras
+        >>> import tf_adam_variants as tav
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer="qhadamw", loss="mse")
+        >>> model.compile(tav.QHAdamW(1e-3, weight_decay=0.01, weight_decay_mode="independent"), "mse")
 
-    >>> import keras
-    >>> import tf_adam_variants as tav
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    >>> model.compile(optimizer="qhadamw", loss="mse")
-    >>> model.compile(tav.QHAdamW(1e-3, weight_decay=0.01, weight_decay_mode="independent"), "mse")
+        ```
 
     References:
         Ma and Yarats, "Quasi-hyperbolic momentum and Adam for deep learning", ICLR 2019,

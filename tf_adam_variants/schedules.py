@@ -37,13 +37,15 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
     schedule begins with.
 
     Example:
+        ```pycon
+        >>> import tf_adam_variants as tav
+        >>> schedule = tav.schedules.LinearWarmup(0.5, warmup_steps=4, initial_learning_rate=0.1)
+        >>> [round(float(schedule(step)), 3) for step in range(6)]
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
+        >>> optimizer = tav.LAMB(tav.schedules.LinearWarmup(
+        ...     keras.optimizers.schedules.CosineDecay(0.01, decay_steps=10_000), warmup_steps=500))
 
-    >>> import tf_adam_variants as tav
-    >>> schedule = tav.schedules.LinearWarmup(0.5, warmup_steps=4, initial_learning_rate=0.1)
-    >>> [round(float(schedule(step)), 3) for step in range(6)]
-    [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
-    >>> optimizer = tav.LAMB(tav.schedules.LinearWarmup(
-    ...     keras.optimizers.schedules.CosineDecay(0.01, decay_steps=10_000), warmup_steps=500))
+        ```
 
     Reference:
         Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017,
@@ -72,14 +74,14 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
 
     @property
     def warmup_target(self) -> float | None:
-        """The rate that the warm-up leads to; None where the schedule does not tell."""
+        """The rate that the warm-up leads to; None where the schedule does not have it."""
         return _peak.of(self.schedule)
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of a step, counted from 0."""
         with tf.name_scope(self.name):
             dtype = keras.config.floatx()
-            # In float64, where every step number is exact.
+            # In float64, where every step is exact.
             step = tf.cast(step, tf.float64)
             target = self.schedule
             if callable(target):

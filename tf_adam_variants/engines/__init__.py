@@ -27,8 +27,8 @@ class Engine(Protocol):
     def as_computed(self, update: Update, dtype: tf.DType) -> Update:
         """The update with the hyperparameters as it rounds them in variables of this type."""
 
-    def global_norm(self, gradients: Sequence[Any]) -> Any:
-        """The norm of all gradients together, in float64. Slices must not repeat ids."""
+    def global_norm(self, gradients: Sequence[Any], device: str) -> Any:
+        """The norm of all gradients of variables on this device, in float64. Slices must not repeat ids."""
 
     def take(self, parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
         """Update variables and slots in place.

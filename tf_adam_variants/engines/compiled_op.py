@@ -48,7 +48,7 @@ def as_computed(update: Update, dtype: tf.DType) -> Update:
     return update
 
 
-def global_norm(gradients: Sequence[Any]) -> Any:
+def global_norm(gradients: Sequence[Any], device: str) -> Any:
     """The norm of all gradients together, in float64, in one pass."""
     groups: dict[tf.DType, list[Any]] = {}
     for gradient in gradients:
@@ -56,7 +56,8 @@ def global_norm(gradients: Sequence[Any]) -> Any:
         values = tf.convert_to_tensor(values)
         groups.setdefault(values.dtype, []).append(values)
     squared_norm = _library.load().tf_adam_variants_squared_norm
-    return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
+    with tf.device(device):
+        return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
 
 
 def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:

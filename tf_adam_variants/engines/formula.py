@@ -31,7 +31,7 @@ def as_computed(update: Update, dtype: tf.DType) -> Update:
     return update
 
 
-def global_norm(gradients: Sequence[Any]) -> Any:
+def global_norm(gradients: Sequence[Any], device: str = "") -> Any:
     """The norm of all gradients together, in float64; each one's own is in its type, float32 at least."""
     values = [g.values if isinstance(g, tf.IndexedSlices) else tf.convert_to_tensor(g) for g in gradients]
     halves = [tf.cast(tf.nn.l2_loss(widened(v)), tf.float64) for v in values]  # of the squares

@@ -9,8 +9,9 @@ from tf_adam_variants.fused import _library
 def is_available() -> bool:
     """Whether the compiled op is built and can be loaded; it is loaded by this.
 
-    >>> is_available() in (True, False)
-    True
+    Examples:
+        >>> is_available() in (True, False)
+        True
     """
     return _library.load() is not None
 
@@ -18,10 +19,11 @@ def is_available() -> bool:
 def status() -> str:
     """What there is of the compiled op and how it was built, or why it cannot be used; a line each.
 
-    >>> print(status())  # doctest: +ELLIPSIS
-    available: ...
-    TensorFlow: 2...
-    cache: ...
+    Examples:
+        >>> print(status())  # doctest: +ELLIPSIS
+        available: ...
+        TensorFlow: 2...
+        cache: ...
     """
     import ctypes
 

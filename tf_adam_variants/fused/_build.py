@@ -82,18 +82,18 @@ def cuda_compiler(command: Sequence[str], architectures: Sequence[str] = CUDA_AR
     home = next(
         (f"{name}={os.environ[name]}" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), ""
     )
-    places = [f"{home.partition('=')[2]}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    nvcc = next(filter(None, map(shutil.which, places)), None)
+    candidates = [f"{home.partition('=')[2]}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    nvcc = next(filter(None, map(shutil.which, candidates)), None)
     if nvcc is None:
         return f"{home} has no bin/nvcc" if home else "no nvcc on the PATH or in /usr/local/cuda/bin"
     try:
-        told = _run([nvcc, "--version"])
+        output = _run([nvcc, "--version"])
     except BuildError as error:
         return f"{nvcc} does not run: {error}"
-    release = re.search(r"release (\d+)\.(\d+)", told)
+    release = re.search(r"release (\d+)\.(\d+)", output)
     if release is None or (int(release[1]), int(release[2])) < _OLDEST_CUDA:
         oldest = ".".join(map(str, _OLDEST_CUDA))
-        return f"CUDA {oldest} or later is needed; {nvcc} is {(told.splitlines() or ['of no release'])[-1]}"
+        return f"CUDA {oldest} or later is needed; {nvcc} is {(output.splitlines() or ['of no release'])[-1]}"
     host = ["-ccbin", command[0]] if len(command) == 1 else []
     ordered = sorted(dict.fromkeys(architectures), key=lambda a: int(re.sub(r"\D", "", a)))
     return Cuda([nvcc, *host], f"nvcc {release[1]}.{release[2]}", tuple(ordered))
@@ -105,7 +105,7 @@ def version(command: Sequence[str]) -> str:
 
 
 def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] = ()) -> Path:
-    """Build the library into the cache, unless it is there, and say on stdout what is done.
+    """Build the library into the cache, unless it is there, and print what is done.
 
     Args:
         force: whether to build it even if it is there.
@@ -121,7 +121,7 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
     """
     begin = time.monotonic()
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         print(f"{time.monotonic() - begin:6.1f} s  {text}", flush=True)
 
     command = compiler()
@@ -136,7 +136,7 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
         link, libraries = [*kernels.nvcc, *_CUDA_LINK], [*_CUDA_RUNTIME, *libraries]
     made_by = [*([unit.source, *unit.flags] for unit in units), [*link, *libraries]]
     flags = "; ".join(shlex.join(words) for words in made_by)
-    flags = flags.replace(tf.sysconfig.get_lib(), "TENSORFLOW")  # virtual environments share a library
+    flags = flags.replace(tf.sysconfig.get_lib(), "TENSORFLOW")  # the same for all virtual environments
     sources = _library.source_hash()
     key = hashlib.sha256("\n".join([built_by, sysconfig.get_platform(), flags, sources]).encode()).hexdigest()
     folder = _library.cache() / f"tf{tf.__version__}-{key[:16]}"
@@ -145,9 +145,10 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
         print(f"Already built: {folder / _library.NAME} (--force builds it anew)")
         return folder
 
-    told = str(kernels) if isinstance(kernels, Cuda) else f"none ({kernels})"
+    gpu_kernels = str(kernels) if isinstance(kernels, Cuda) else f"none ({kernels})"
     print(
-        f"TensorFlow {tf.__version__}, {built_by}, kernels for GPUs: {told}, sources in {_library.sources()}",
+        f"TensorFlow {tf.__version__}, {built_by}, kernels for GPUs: {gpu_kernels}, "
+        f"sources in {_library.sources()}",
         flush=True,
     )
     with _scratch() as scratch:
@@ -162,7 +163,7 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
             except BuildError as error:
                 without = "\n--no-cuda builds without kernels for GPUs" if unit.source.endswith(".cu") else ""
                 raise BuildError(f"{error}{without}") from None
-            say(" ".join([unit.source, *(flag for flag in unit.flags if flag.startswith("-DTFAV_SET"))]))
+            report(" ".join([unit.source, *(flag for flag in unit.flags if flag.startswith("-DTFAV_SET"))]))
             return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -171,9 +172,9 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
             raise BuildError(f"The sources in {_library.sources()} have changed while they were compiled")
         library = made / _library.NAME
         _run([*link, *objects, *libraries, "-o", str(library)])
-        say("linked")
+        report("linked")
         _run([sys.executable, "-c", _TRY, str(library), *_library.OPS])  # it may crash, and not this process
-        say("loaded by a new process")
+        report("loaded by a new process")
         size, digest = _library.fingerprint(library)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         description = _library.Build(
@@ -185,11 +186,11 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
             compiler=built_by,
             flags=flags,
             time=now,
-            cuda=told,
+            cuda=gpu_kernels,
         )
         (made / "build.json").write_text(json.dumps(description._asdict(), indent=2) + "\n")
         _put(made, folder, force)
-    say(str(folder / _library.NAME))
+    report(str(folder / _library.NAME))
     return folder
 
 
@@ -246,7 +247,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder beside the library's, so that it can be renamed into place."""
+    """A folder next to the library's, so that it can be renamed."""
     cache = _library.cache()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -267,7 +268,7 @@ def _put(made: Path, folder: Path, force: bool) -> None:
                 raise
         if not force and _fits(folder):
             return
-        # What is there goes the way of the scratch. Somebody else may take it away, or put another there.
+        # What is there is moved into the scratch folder. Another process may remove or replace it meanwhile.
         try:
             folder.rename(tempfile.mkdtemp(dir=made.parent))
         except FileNotFoundError:

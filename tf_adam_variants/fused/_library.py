@@ -1,6 +1,6 @@
 """The compiled library: where it may be, whether it fits, and loading it once.
 
-A library is a folder with a shared object and a `build.json` that says what it was made of. Nothing is read
+A library is a folder with a shared object and a `build.json` that describes how it was made. Nothing is read
 before `load()` is called, and nothing is loaded that is damaged or was built for another TensorFlow or from
 other sources.
 """
@@ -85,7 +85,7 @@ def found() -> Found:
 
 
 def sources() -> Path:
-    """The folder of the C++ sources: a wheel has them inside the package, a checkout beside it."""
+    """The folder of the C++ sources: a wheel has them inside the package, a checkout next to it."""
     inside = _HERE / "custom_ops"
     return inside if inside.is_dir() else _HERE.parents[1] / "custom_ops"
 
@@ -114,7 +114,7 @@ def cache() -> Path:
 
 
 def checked(folder: Path) -> Build:
-    """What build.json says of the library beside it. ValueError unless that fits and is whole."""
+    """The description of the library in this folder. ValueError unless it fits and is whole."""
     try:
         build = Build(**json.loads((folder / "build.json").read_text()))
         if build.tensorflow != tf.__version__:

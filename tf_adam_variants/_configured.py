@@ -1,0 +1,134 @@
+"""Arguments as attributes: checked when constructed and when set later, saved in the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_adam_variants import _arguments
+from tf_adam_variants._exclusions import Exclusions
+from tf_adam_variants._update import FIELDS, Update
+from tf_adam_variants.fused import _library
+
+
+class Configured(keras.optimizers.Optimizer):
+    """A Keras optimizer with an `Update`, whose fields can be read and set as attributes."""
+
+    _default_name: str = "adam_variant"  # these two are set by `@variant`
+    _own_arguments: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        update: Update,
+        learning_rate: Any,
+        exclude_from_layer_adaptation: Iterable[str] | None,
+        common: _arguments.Common,
+    ) -> None:
+        known = [*self._own_arguments, *_arguments.COMMON]
+        _arguments.check_names(common, known, type(self).__name__)
+        defaults = {name: argument.default for name, argument in _arguments.COMMON.items()}
+        defaults["name"] = self._default_name
+        options = {name: _arguments.checked(name, value) for name, value in (defaults | common).items()}
+        _arguments.check_together(options)
+        learning_rate = _arguments.learning_rate("learning_rate", learning_rate)
+        # Before Keras's constructor, which sets attributes that are read from it.
+        object.__setattr__(self, "_update", update.with_peak_of(learning_rate))
+        # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
+        decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
+        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
+        sparse_update, fused = options.pop("sparse_update"), options.pop("fused")
+        if fused is True and not _library.load():
+            raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
+        super().__init__(learning_rate=learning_rate, weight_decay=update.weight_decay, **options)
+        self.sparse_update, self.fused = sparse_update, fused
+        self._decay_exclusions, self._adaptation_exclusions = decay_exclusions, adaptation_exclusions
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FIELDS:
+            return getattr(self._update, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what the constructor takes, with the constructor's checks."""
+        if name in FIELDS:
+            self._set_hyperparameter(name, value)
+            return
+        if name in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
+            raise ValueError(f"`{name}` is an argument of the constructor and cannot be set later")
+        if name == "learning_rate" and not tf.is_symbolic_tensor(value):
+            value = _arguments.learning_rate(name, value)
+        elif name in _arguments.COMMON:
+            value = _arguments.checked(name, value)
+            _arguments.check_together(self.__dict__ | {name: value})
+            self._check_slots_stay(name, value)
+        super().__setattr__(name, value)
+
+    def _set_hyperparameter(self, name: str, value: Any) -> None:
+        if value is getattr(self._update, name):  # Keras's constructor sets weight_decay
+            return
+        if name not in self._own_arguments:
+            raise ValueError(f"{type(self).__name__} has no `{name}`. Received: {name}={value!r}")
+        changes = {name: value}
+        if name == "weight_decay_mode":
+            changes["peak_learning_rate"] = None  # found again, if the mode needs one
+        update = dataclasses.replace(self._update, **changes).with_peak_of(self._learning_rate_or_schedule())
+        self._check_slots_stay(name, value)
+        object.__setattr__(self, "_update", update)
+
+    def _learning_rate_or_schedule(self) -> Any:
+        kept = self._learning_rate
+        return float(kept.numpy()) if isinstance(kept, keras.Variable) else kept
+
+    def _check_slots_stay(self, name: str, value: Any) -> None:
+        needs_slots = name in ("amsgrad", "use_ema", "gradient_accumulation_steps")
+        if needs_slots and getattr(self, "built", False) and bool(value) != bool(getattr(self, name)):
+            raise ValueError(
+                f"`{name}` decides which slots there are and cannot change once {self.name} is built. "
+                f"Received: {name}={value!r}. Make a new optimizer"
+            )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
+        """An optimizer of this configuration; with fused=True it needs the op to train, not to be made."""
+        optimizer = super().from_config(config | {"fused": "auto"}, **kwargs)
+        optimizer.fused = config.get("fused", "auto")
+        return optimizer
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, with what `exclude_from_weight_decay()` added to the list."""
+        config = super().get_config()
+        del config["weight_decay"]  # a hyperparameter, where there is one
+        config |= {name: getattr(self._update, name) for name in self._own_arguments if name in FIELDS}
+        if "exclude_from_layer_adaptation" in self._own_arguments:
+            config["exclude_from_layer_adaptation"] = self._adaptation_exclusions.patterns
+        return config | {
+            "exclude_from_weight_decay": self._decay_exclusions.patterns,
+            "sparse_update": self.sparse_update,
+            "fused": self.fused,
+        }
+
+    def exclude_from_weight_decay(
+        self, var_list: Iterable[Any] | None = None, var_names: Iterable[str] | None = None
+    ) -> None:
+        """Exclude variables from weight decay, on top of the constructor's list.
+
+        Args:
+            var_list: variables to exclude. The configuration keeps their paths.
+            var_names: list of regular expressions, searched in the variables' paths.
+
+        Raises:
+            ValueError: after the optimizer is built, when it is too late.
+        """
+        if self.built:
+            raise ValueError(
+                f"`exclude_from_weight_decay()` must be called before {self.name} is built, that is "
+                "before the first step: which variables decay is fixed by then."
+            )
+        self._decay_exclusions.add(var_list, var_names)
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        return not self._decay_exclusions.excludes(variable)
