@@ -35,7 +35,7 @@ docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/si
 	$(BIN)/python docs/import_graph.py docs/images/imports.svg
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: build ## Milliseconds a step and seconds to the first one, beside Keras.
+bench: build ## Milliseconds a step and seconds to the first one, compared with Keras.
 	$(BIN)/python examples/benchmark.py
 	$(BIN)/python examples/sparse_benchmark.py
 
@@ -75,7 +75,7 @@ sanitize-on-gpu: ## The kernels for GPUs under compute-sanitizer.
 			$(PYTHON) tests/cuda_kernels.py check --quick --without huge; \
 	done
 
-bench-cuda: ## Milliseconds a step on a GPU, beside PyTorch and a copy.
+bench-cuda: ## Milliseconds a step on a GPU, compared with PyTorch and a copy.
 	$(PYTHON) tests/cuda_kernels.py bench
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.

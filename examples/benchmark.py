@@ -1,4 +1,4 @@
-"""Milliseconds an optimizer's step takes, seconds to the first one, and memory, beside other libraries.
+"""Milliseconds of an optimizer's step, seconds of the first one, and memory, compared with other libraries.
 
     python -m tf_adam_variants.fused build
     python examples/benchmark.py
@@ -8,11 +8,12 @@ Timed is one update of all variables, float32 on the CPU, by a rule (AdamW, QHAd
 BERT-base's 199 variables, ResNet-50's 161, or 500 small ones, where operations count rather than bytes.
 The contestants of a set and a rule run in one process and take turns (A B C A B C ...), so that a noisy
 machine disturbs them alike. Before each turn 256 MiB of something else are read: a step finds its data in
-memory, not in a cache. Slots are everybody's own and made beforehand; all share the gradients, TensorFlow's
-contestants the weights. Functions capture the gradients: 500 arguments would cost 15 ms a call in Python.
+memory, not in a cache. Each contestant has slots of its own, made beforehand. All have the same gradients,
+and TensorFlow's contestants the same weights. Functions capture the gradients: 500 arguments would cost 15 ms
+a call in Python.
 
     Keras              keras.optimizers.AdamW, for LAMB Lamb, in a tf.function, without and with jit_compile;
-                       beside QHAdamW, which Keras does not have, its AdamW
+                       with QHAdamW, which Keras does not have, its AdamW
     pure, fused        this package's optimizer with fused=False and with fused=True
     ResourceApplyAdam  TensorFlow's kernel after an assign_sub for the decay: two ops a variable, no Keras
     torch              torch.optim.AdamW(fused=True)                 where PyTorch is installed
@@ -29,8 +30,8 @@ contestants the weights. Functions capture the gradients: 500 arguments would co
                weights, gradients and slots are there before. Each contestant in a process of its own
 
 First of all, every contestant takes three steps with small variables and must end at this package's weights,
-so that nobody does less work. Keras's are given more room: AdamW for its other epsilon, Lamb for its decay
-outside the trust ratio. (Beside QHAdamW, Keras's AdamW is another rule and is not compared.)
+so that none does less work. Keras's are given more room: AdamW for its other epsilon, Lamb for its decay
+outside the trust ratio. (Next to QHAdamW, Keras's AdamW is another rule and is not compared.)
 
 A full run takes some 40 minutes on two cores, much less with --no-memory, and 16 GB.
 """
@@ -77,7 +78,7 @@ try:
 except ImportError:
     jax = None
 
-Numbers = dict[str, float]
+Floats = dict[str, float]
 FLOOR = "C loop"
 WARM_UP_ROUNDS = 3
 
@@ -86,7 +87,7 @@ SETS = {"bert-base": shapes.bert(), "resnet50": shapes.resnet50(), "small": shap
 
 
 class Rule(NamedTuple):
-    numbers: Numbers
+    hyperparameters: Floats
     ours: type[keras.optimizers.Optimizer]
     keras: type[keras.optimizers.Optimizer]
     keras_tolerance: float
@@ -94,12 +95,18 @@ class Rule(NamedTuple):
     nu_1: float = 1.0
 
 
-NUMBERS = {"learning_rate": 1e-3, "weight_decay": 0.004, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
+HYPERPARAMETERS = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.004,
+    "beta_1": 0.9,
+    "beta_2": 0.999,
+    "epsilon": 1e-8,
+}
 RULES = {
-    "AdamW": Rule(NUMBERS, tav.AdamW, keras.optimizers.AdamW, 3e-3),
-    "QHAdamW": Rule(NUMBERS, tav.QHAdamW, keras.optimizers.AdamW, math.inf, nu_1=0.7),
+    "AdamW": Rule(HYPERPARAMETERS, tav.AdamW, keras.optimizers.AdamW, 3e-3),
+    "QHAdamW": Rule(HYPERPARAMETERS, tav.QHAdamW, keras.optimizers.AdamW, math.inf, nu_1=0.7),
     "LAMB": Rule(
-        NUMBERS | {"weight_decay": 0.01, "epsilon": 1e-6}, tav.LAMB, keras.optimizers.Lamb, 3e-2, 40
+        HYPERPARAMETERS | {"weight_decay": 0.01, "epsilon": 1e-6}, tav.LAMB, keras.optimizers.Lamb, 3e-2, 40
     ),
 }
 TOLERANCE = 1e-3  # of the weights' change: float32 comes to 1e-4, a step without decay would to 1e-2
@@ -131,8 +138,8 @@ def with_keras(make: Callable[[], keras.optimizers.Optimizer], mode: str, model:
     return Contestant(step, lambda: [v.numpy() for v in model.variables])
 
 
-def with_resource_apply_adam(numbers: Numbers, model: Model) -> Contestant:
-    rate, decay, beta_1, beta_2, epsilon = numbers.values()
+def with_resource_apply_adam(hyperparameters: Floats, model: Model) -> Contestant:
+    rate, decay, beta_1, beta_2, epsilon = hyperparameters.values()
     iterations = tf.Variable(0, dtype=tf.int64)
     variables = [v.value for v in model.variables]
     momentums, velocities = ([tf.Variable(tf.zeros_like(v)) for v in variables] for _ in "mv")
@@ -152,10 +159,10 @@ def with_resource_apply_adam(numbers: Numbers, model: Model) -> Contestant:
     return Contestant(step, lambda: [v.numpy() for v in variables])
 
 
-def with_torch(numbers: Numbers, model: Model) -> Contestant:
+def with_torch(hyperparameters: Floats, model: Model) -> Contestant:
     torch.set_num_threads(os.cpu_count())
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes gradients
-    rate, decay, *betas, epsilon = numbers.values()
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # gradients are not written
+    rate, decay, *betas, epsilon = hyperparameters.values()
     weights = [torch.tensor(v.numpy(), requires_grad=True) for v in model.variables]
     optimizer = torch.optim.AdamW(weights, rate, betas, epsilon, decay, fused=True)
     for w, gradient in zip(weights, model.gradients, strict=True):
@@ -165,8 +172,8 @@ def with_torch(numbers: Numbers, model: Model) -> Contestant:
     return Contestant(optimizer.step, lambda: [w.detach().numpy() for w in weights])
 
 
-def with_optax(rule_name: str, numbers: Numbers, model: Model) -> Contestant:
-    rate, decay, *betas, epsilon = numbers.values()
+def with_optax(rule_name: str, hyperparameters: Floats, model: Model) -> Contestant:
+    rate, decay, *betas, epsilon = hyperparameters.values()
     optimizer = getattr(optax, rule_name.lower())(rate, *betas, epsilon, weight_decay=decay)
     weights = [jax.numpy.array(v.numpy()) for v in model.variables]
     gradients = [jax.dlpack.from_dlpack(gradient) for gradient in model.gradients]
@@ -186,7 +193,7 @@ def with_optax(rule_name: str, numbers: Numbers, model: Model) -> Contestant:
 
 def with_plain_loop(rule_name: str, model: Model) -> Contestant:
     rule, loop = RULES[rule_name], getattr(plain_loops(), rule_name.lower())
-    rate, decay, beta_1, beta_2, epsilon = rule.numbers.values()
+    rate, decay, beta_1, beta_2, epsilon = rule.hyperparameters.values()
     adam_rate = 1.0 if rule_name == "LAMB" else rate  # LAMB's rate waits for the trust ratio
     # Tensors, because NumPy takes its memory in larger pages than the others do.
     weights = [tf.constant(v.numpy()) for v in model.variables]
@@ -229,9 +236,9 @@ def memory_of(tensor: tf.Tensor) -> np.ndarray:
 def contestants(rule_name: str) -> dict[str, Callable[[Model], Contestant]]:
     """Those that can run here, by their names in the table. The first is everybody's rival."""
     rule = RULES[rule_name]
-    adam, theirs = rule_name == "AdamW", partial(rule.keras, **rule.numbers)
+    adam, theirs = rule_name == "AdamW", partial(rule.keras, **rule.hyperparameters)
     nus = {"nu_1": rule.nu_1} if rule.nu_1 != 1 else {}
-    pure, fused = (partial(rule.ours, **rule.numbers, **nus, fused=fused) for fused in (False, True))
+    pure, fused = (partial(rule.ours, **rule.hyperparameters, **nus, fused=fused) for fused in (False, True))
     # Each: its name, what the machine must have, prepare.
     rows = [
         (f"Keras {rule.keras.__name__}, graph", True, partial(with_keras, theirs, "graph")),
@@ -240,9 +247,9 @@ def contestants(rule_name: str) -> dict[str, Callable[[Model], Contestant]]:
         ("pure, XLA", True, partial(with_keras, pure, "XLA")),
         ("fused, graph", tav.fused.is_available(), partial(with_keras, fused, "graph")),
         ("fused, eager", tav.fused.is_available(), partial(with_keras, fused, "eager")),
-        ("ResourceApplyAdam, graph", adam, partial(with_resource_apply_adam, rule.numbers)),
-        ("torch, fused", adam and torch, partial(with_torch, rule.numbers)),
-        ("optax, jit", jax and not nus, partial(with_optax, rule_name, rule.numbers)),
+        ("ResourceApplyAdam, graph", adam, partial(with_resource_apply_adam, rule.hyperparameters)),
+        ("torch, fused", adam and torch, partial(with_torch, rule.hyperparameters)),
+        ("optax, jit", jax and not nus, partial(with_optax, rule_name, rule.hyperparameters)),
         (FLOOR, plain_loops(), partial(with_plain_loop, rule_name)),
     ]
     return {name: prepare for name, possible, prepare in rows if possible}
@@ -273,7 +280,7 @@ def seconds(step: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(set_name: str, rule_name: str, rounds: int) -> dict[str, Numbers]:
+def measure(set_name: str, rule_name: str, rounds: int) -> dict[str, Floats]:
     """All contestants, in this process."""
     prepares = contestants(rule_name)
     check(RULES[rule_name], prepares)  # what happens once a process has happened then, too
@@ -321,7 +328,7 @@ def in_its_own_process(set_name: str, rule_name: str, what: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(results: dict[str, Numbers], megabytes: float, style: box.Box) -> Table:
+def table(results: dict[str, Floats], megabytes: float, style: box.Box) -> Table:
     """The measured, and what follows from it where a step moves so many megabytes."""
     rival, floor = next(iter(results.values()))["ms"], results.get(FLOOR, {"ms": math.nan})["ms"]
     grid = Table(box=style, show_edge=style is box.MARKDOWN)

@@ -178,8 +178,8 @@ def main() -> None:
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results[name] = json.loads(output.splitlines()[-1])
     run = results[RUNS[0]]
-    held = 3 * 4 * (USERS + ITEMS) * WIDTH / 2**30
-    table = Table(title=f"{options.epochs} epochs of {run['steps']} steps; tables and slots: {held:.2f} GiB")
+    state = 3 * 4 * (USERS + ITEMS) * WIDTH / 2**30
+    table = Table(title=f"{options.epochs} epochs of {run['steps']} steps; tables and slots: {state:.2f} GiB")
     for heading in ("optimizer", "ms a step", "peak GiB", "training loss", "held-out loss"):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     for name, run in results.items():

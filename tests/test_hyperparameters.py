@@ -1,5 +1,6 @@
 """Hyperparameters as attributes, what a wrong one is told, patterns that match nothing, and new variants."""
 
+import dataclasses
 import math
 import warnings
 
@@ -14,7 +15,9 @@ import yaml
 import tf_adam_variants as tav
 from tf_adam_variants._declaration import variant
 from tf_adam_variants._optimizer import AdamVariant
+from tf_adam_variants._step import Workload
 from tf_adam_variants._update import Update
+from tf_adam_variants.engines import compiled_op, formula, resource_apply
 
 NAN = float("nan")
 ALL = (tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
@@ -299,6 +302,24 @@ def test_a_step_that_the_op_does_not_have_goes_on_without_it():
     assert np.all(weights.numpy() < [1.0, 2.0])
     with pytest.raises(ValueError, match=r"fused=True.*trust ratio"):
         Nadamw(fused=True).apply([tf.ones(2)], [weights])
+
+
+def test_an_engine_without_a_term_gives_it_as_the_reason():
+    """A field of Update that an engine does not list is no step of its."""
+    plain = Update(beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    assert plain.terms == frozenset()
+    workload = Workload(tf.float32, False, frozenset({("/job:localhost/device:CPU:0",)}))
+    for engine in (compiled_op, resource_apply):
+        assert not engine.reason_against(plain, workload)
+        for field in dataclasses.fields(Update)[3:]:
+            other = {"weight_decay_mode": "independent", "peak_learning_rate": 0.5}.get(field.name)
+            value = other or (not field.default if isinstance(field.default, bool) else 0.5)
+            mode = {"weight_decay_mode": "schedule"} if field.name == "peak_learning_rate" else {}
+            update = dataclasses.replace(plain, **{field.name: value}, **mode)
+            assert field.name in update.terms
+            reason = engine.reason_against(update, workload)
+            assert (field.name in reason) == (field.name not in engine.TERMS), reason
+    assert formula.reason_against(dataclasses.replace(plain, amsgrad=True), workload) == ""
 
 
 def test_a_subclass_of_a_variant():

@@ -81,7 +81,7 @@ class Configured(keras.optimizers.Optimizer):
 
     def _learning_rate_or_schedule(self) -> Any:
         kept = self._learning_rate
-        return float(kept.numpy()) if isinstance(kept, keras.Variable) else kept
+        return float(kept.numpy()) if hasattr(kept, "numpy") else kept
 
     def _check_slots_stay(self, name: str, value: Any) -> None:
         needs_slots = name in ("amsgrad", "use_ema", "gradient_accumulation_steps")

@@ -117,23 +117,21 @@ class AdamVariant(Configured):
             sparse = [i for i, gradient in enumerate(grads) if isinstance(gradient, tf.IndexedSlices)]
             for i in sparse:
                 grads[i] = self._with_ids_summed(grads[i], variables[i])
-            accumulates = self.gradient_accumulation_steps and self.sparse_update == "lazy"
-            self._lazily_accumulated = frozenset(self._var_key(variables[i]) for i in sparse if accumulates)
+            # Gradients accumulate as dense ones; of these the step finds the rows again.
+            lazily = self.gradient_accumulation_steps and self.sparse_update == "lazy"
+            self._lazily_accumulated = frozenset(self._var_key(variables[i]) for i in sparse if lazily)
             super().apply(grads, variables)
 
     def _with_ids_summed(self, slices: tf.IndexedSlices, variable: Any) -> Any:
         """The gradient with each row once: nothing is squared or clipped before repeated ids are summed."""
         rows, dtype = variable.shape[0], _variables.state_dtype(variable)
-        clips = self.clipnorm or self.clipvalue or self.global_clipnorm
         one_replica = self._replicas() == 1
-        if self.gradient_accumulation_steps:  # gradients accumulate whole; the step finds lazy rows again
-            takes_slices, dense = False, True
-        else:
-            takes_slices = self._engine(variable.dtype, sparse=True).takes_slices
-            dense = self.sparse_update == "exact" and not takes_slices
-        if dense:
+        accumulates = bool(self.gradient_accumulation_steps)
+        takes_slices = not accumulates and self._engine(variable.dtype, sparse=True).takes_slices
+        if accumulates or (self.sparse_update == "exact" and not takes_slices):
             # TensorFlow adds up replicas' dense gradients in one operation, which wants them in one type.
             return _gradients.to_dense(slices, rows, dtype if one_replica else slices.dtype)
+        clips = self.clipnorm or self.clipvalue or self.global_clipnorm
         if takes_slices and one_replica and not (clips or self.loss_scale_factor):
             return _gradients.as_slices(slices)
         return _gradients.sum_repeated_ids(slices, rows, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from tf_adam_variants import _arguments, _peak
@@ -59,6 +60,14 @@ class Update:
                 f"{self.weight_decay_mode!r}. Received: peak_learning_rate={self.peak_learning_rate!r}"
             )
         object.__setattr__(self, "peak_learning_rate", _peak_learning_rate(self.peak_learning_rate))
+
+    @functools.cached_property
+    def terms(self) -> frozenset[str]:
+        """The fields that are not at their default. Without any, the update is Adam without weight decay."""
+        with_default = (
+            field for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING
+        )
+        return frozenset(field.name for field in with_default if getattr(self, field.name) != field.default)
 
     def with_peak_of(self, learning_rate: Any) -> Update:
         """The update with the peak of this learning rate, where it needs one and was given none."""

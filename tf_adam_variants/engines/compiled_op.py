@@ -14,14 +14,20 @@ from tf_adam_variants._update import Update
 from tf_adam_variants.fused import _library
 
 takes_slices = True
+TERMS = {
+    *("nu_1", "nu_2", "amsgrad", "bias_correction", "grad_averaging"),
+    *("weight_decay", "weight_decay_mode", "peak_learning_rate"),
+    *("trust_ratio", "trust_ratio_min", "trust_ratio_max"),
+}
 
 
 def reason_against(update: Update, workload: Workload) -> str:
     """Why the op cannot update the variables in the present context; '' where it can."""
     if _xla.is_compiling():
         return "XLA (`jit_compile=True`) compiles no ops but its own"
-    if update.trust_ratio and (update.amsgrad or (update.nu_1, update.nu_2) != (1, 1)):
-        return "it has no step with a trust ratio and amsgrad, nu_1 or nu_2"
+    terms = TERMS - {"nu_1", "nu_2", "amsgrad"} if update.trust_ratio else TERMS
+    if missing := update.terms - terms:
+        return f"it has no step with {', '.join(sorted(missing))}{' and a trust ratio' * update.trust_ratio}"
     kind, reason = _device_type(workload.devices)
     if reason or not _library.load():
         return reason or _library.reason()

@@ -21,12 +21,13 @@ from tf_adam_variants._update import Update
 from tf_adam_variants.engines.formula import global_norm as global_norm
 
 takes_slices = False
+TERMS = {"nu_1", "bias_correction", "weight_decay", "weight_decay_mode", "peak_learning_rate"}
 
 
 def reason_against(update: Update, workload: Workload) -> str:
     """Why these kernels do not compute the step, or not faster than the formula; '' where they do."""
-    if update.trust_ratio or update.amsgrad or update.nu_2 != 1 or not update.grad_averaging:
-        return "TensorFlow has no kernel with a trust ratio, amsgrad, nu_2 or without gradient averaging"
+    if missing := update.terms - TERMS:
+        return f"TensorFlow has no kernel with {', '.join(sorted(missing))}"
     if workload.sparse or workload.dtype not in (tf.float32, tf.float64):
         return "TensorFlow's kernels update whole variables of the type of their slots"
     if update.nu_1 != 1 and _xla.is_compiling():
