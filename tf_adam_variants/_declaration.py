@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
 import keras
 
 from tf_adam_variants import _docs
-from tf_adam_variants._arguments import COMMON
+from tf_adam_variants._arguments import COMMON, Common
 from tf_adam_variants._optimizer import AdamVariant
 
 Variant = TypeVar("Variant", bound=type[AdamVariant])
@@ -25,8 +25,9 @@ def variant(cls: Variant) -> Variant:
     cls._default_name = cls.__name__.lower()
     cls._own_arguments = tuple(name for name in names if name != "self")
     defaults = {name: argument.default for name, argument in COMMON.items()} | {"name": cls._default_name}
+    types = get_type_hints(Common)
     common = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
         for name, default in defaults.items()
         if name not in names
     ]

@@ -14,9 +14,8 @@ from tf_adam_variants import _arguments, _variables
 class Exclusions:
     """The patterns of one argument, and those that Keras's method adds to them."""
 
-    def __init__(self, argument: str, patterns: Iterable[str] | None) -> None:
-        self._argument = argument
-        self._given = _arguments.patterns(argument, patterns)
+    def __init__(self, argument: str, patterns: list[str] | None) -> None:
+        self._argument, self._given = argument, patterns
         self._added: list[str] = []
 
     def add(self, variables: Iterable[Any] | None, patterns: Iterable[str] | None) -> None:

@@ -71,11 +71,6 @@ def assert_ids_in_range(grads: list[Any], variables: list[Any]) -> list[Any]:
 # -- repeated ids --------------------------------------------------------------------------------------------
 
 
-def as_slices(slices: tf.IndexedSlices) -> Slices:
-    """The slices as they are, repeated ids and all."""
-    return _with_values(slices, slices.values)
-
-
 def to_dense(slices: tf.IndexedSlices, rows: int, dtype: tf.DType) -> Any:
     """The dense gradient that the slices add up to."""
     return tf.math.unsorted_segment_sum(tf.cast(slices.values, dtype), slices.indices, rows)

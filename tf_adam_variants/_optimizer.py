@@ -133,7 +133,7 @@ class AdamVariant(Configured):
             return _gradients.to_dense(slices, rows, dtype if one_replica else slices.dtype)
         clips = self.clipnorm or self.clipvalue or self.global_clipnorm
         if takes_slices and one_replica and not (clips or self.loss_scale_factor):
-            return _gradients.as_slices(slices)
+            return slices
         return _gradients.sum_repeated_ids(slices, rows, dtype)
 
     def _replicas(self) -> int:

@@ -34,7 +34,7 @@ class QHMParameters(NamedTuple):
 class PIDParameters(NamedTuple):
     """Gains of a PID controller on the gradient g.
 
-    w - w_0 = -(k_p g + k_i sum(g) + k_d d), where d <- beta d + (1 - beta) (g - g_before).
+    w - w_0 = -(k_p g + k_i sum(g) + k_d d),  where d <- beta d + (1 - beta) (g - g_before)
     """
 
     k_p: float
@@ -91,7 +91,7 @@ def to_pid(learning_rate: float, beta: float, nu: float) -> PIDParameters:
 def from_synthesized_nesterov(learning_rate: float, beta_1: float, beta_2: float) -> QHMParameters:
     """Synthesized Nesterov variants (Lessard et al., 2016) as QHM; beta_1 must not be 0.
 
-    x' = x - learning_rate grad(x + beta_2 (x - x_before)) + beta_1 (x - x_before)
+        x' = x - learning_rate grad(x + beta_2 (x - x_before)) + beta_1 (x - x_before)
 
     Examples:
         >>> from_synthesized_nesterov(0.25, 0.5, 0.5)

@@ -50,7 +50,10 @@ def choose(update: Update, workload: Workload, fused: str | bool) -> Engine:
     Raises:
         ValueError: with fused=True, where the compiled op cannot.
     """
-    if fused is True and (reason := compiled_op.reason_against(update, workload)):
-        raise ValueError(f"fused=True, but the compiled op cannot be used here: {reason}")
-    engines = FASTEST_FIRST if fused else FASTEST_FIRST[1:]
-    return next(engine for engine in engines if not engine.reason_against(update, workload))
+    for engine in FASTEST_FIRST if fused else FASTEST_FIRST[1:]:
+        reason = engine.reason_against(update, workload)
+        if not reason:
+            return engine
+        if fused is True:
+            raise ValueError(f"fused=True, but the compiled op cannot be used here: {reason}")
+    raise AssertionError("the formula takes every step")
