@@ -1,10 +1,9 @@
 """Training on two replicas, or on a device of one's own, is training on the global batch.
 
 What TensorFlow and Keras themselves do not do is not here. In a graph, replicas cannot meet inside a
-`tf.cond`, where Keras accumulates gradients and overwrites weights by their average; eagerly they can. Keras
-clips each replica's gradients before it sums them. An optimizer has to be built before its first step in a
-`tf.function` around `strategy.run`. Gradients of several types have no sum across replicas, and XLA compiles
-no step of several CPUs.
+`tf.cond`, where Keras accumulates gradients and overwrites weights by their average; eagerly they can. An
+optimizer has to be built before its first step in a `tf.function` around `strategy.run`. Gradients of several
+types have no sum across replicas, and XLA compiles no step of several CPUs.
 """
 
 import functools
@@ -149,6 +148,27 @@ def test_loop_of_half_types(cls, how, fused, dtype):
 @BOTH
 def test_loop_with_options(how, options, mode):
     check_loop(lambda: tav.QHAdamW(0.125, sparse_update=how, **options), mode)
+
+
+@MODES
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "clipping", [{"clipnorm": 0.5}, {"clipvalue": 0.5}, {"global_clipnorm": 0.5}], ids=name_of
+)
+@BOTH
+def test_loop_clips_the_sum_over_replicas(how, clipping, fused, mode):
+    """Keras clips each replica's gradient before the sum, which is not what one device does."""
+    check_loop(lambda: tav.AdamW(0.125, sparse_update=how, fused=fused, **clipping), mode)
+
+
+def test_loop_clips_the_accumulated_sum():
+    check_loop(lambda: tav.LAMB(0.125, global_clipnorm=0.5, **ACCUMULATING), "eager")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_loop_clips_half_types(fused, dtype):
+    check_loop(lambda: tav.LAMB(0.125, global_clipnorm=0.5, fused=fused), dtype=dtype)
 
 
 @MODES

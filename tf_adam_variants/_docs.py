@@ -53,7 +53,8 @@ ARGUMENTS = {
     "clipvalue": "float > 0 or None. Each element of a gradient is clipped to [-clipvalue, clipvalue].",
     "global_clipnorm": (
         "float > 0 or None. All gradients together are scaled down to at most this norm. Only one of "
-        "the three clippings can be set."
+        "the three clippings can be set. Under a distribution strategy all three clip the gradients that "
+        "are summed over the replicas."
     ),
     "use_ema": "bool. True: an exponential moving average of the weights is kept.",
     "ema_momentum": "float in [0, 1], the decay of that average.",

@@ -116,15 +116,12 @@ def sentinels(slices: tf.IndexedSlices, rows: int) -> Any | None:
 # -- clipping ------------------------------------------------------------------------------------------------
 
 
-def clip(grads: list[Any], clipnorm: Any, clipvalue: Any, global_clipnorm: Any) -> list[Any]:
-    """Keras's clipping, in float32 for half types. Slices have the dense gradient's norm if no id repeats."""
+def clip(grads: list[Any], clipnorm: Any, clipvalue: Any) -> list[Any]:
+    """Each gradient clipped, in float32 for half types. Slices have the dense one's norm if no id repeats."""
     if clipnorm:
         return [_map_values(lambda values: tf.clip_by_norm(values, clipnorm), g) for g in grads]
     if clipvalue:
         return [_map_values(lambda values: tf.clip_by_value(values, -clipvalue, clipvalue), g) for g in grads]
-    if global_clipnorm:
-        scale = clip_scale(formula.global_norm(grads), global_clipnorm)
-        return [_map_values(lambda values: values * tf.cast(scale, values.dtype), g) for g in grads]
     return grads
 
 

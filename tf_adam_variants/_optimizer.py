@@ -144,9 +144,11 @@ class AdamVariant(Configured):
         return engines.choose(self._update, workload, self.fused)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        if self.global_clipnorm and self._replicas() == 1:
-            return grads  # the step scales them. Of several replicas, each one's are clipped before their sum
-        return _gradients.clip(grads, self.clipnorm, self.clipvalue, self.global_clipnorm)
+        """Clip on one replica. The sum of several is clipped in the step, as is the global norm always."""
+        return grads if self._replicas() > 1 else self._clipped(grads)
+
+    def _clipped(self, grads: list[Any]) -> list[Any]:
+        return _gradients.clip(grads, self.clipnorm, self.clipvalue)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: Keras would decay before the update, while here decay is a term of the formula."""
@@ -187,12 +189,18 @@ class AdamVariant(Configured):
         return bool(self._lazily_accumulated) and self._var_key(variable) in self._lazily_accumulated
 
     def _gradient_scale(self, strategy: Any, grads_and_vars: list[Any], engine: Engine) -> Any:
-        """The factor that clips by the global norm; 1 where that is done already or not asked for."""
-        if not self.global_clipnorm or self._replicas() > 1:
+        """The factor that clips by the global norm of the gradients, which are those of all replicas."""
+        if not self.global_clipnorm:
             return 1.0
-        gradients = [_variables.on_first_replica(strategy, gradient) for gradient, _ in grads_and_vars]
+        gradients = [self._summed(_variables.on_first_replica(strategy, g), v) for g, v in grads_and_vars]
         device = _variables.devices(grads_and_vars[0][1])[0]
         return _gradients.clip_scale(engine.global_norm(gradients, device), self.global_clipnorm)
+
+    def _summed(self, gradient: Any, variable: Any) -> Any:
+        """The gradient with each row once: the slices of several replicas stand one after the other."""
+        if self._replicas() == 1 or not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        return _gradients.sum_repeated_ids(gradient, variable.shape[0], _variables.state_dtype(variable))
 
     def _take(self, first: Any, gradients: Any, variables: Any, engine: Engine, step: Step) -> None:
         """Update variables on one device, that of the first one."""
@@ -209,11 +217,11 @@ class AdamVariant(Configured):
         sentinels = None
         if self._lazily_accumulates(variable):
             gradient = _gradients.nonzero_rows(gradient)
+        if self._replicas() > 1 and (self.clipnorm or self.clipvalue):
+            (gradient,) = self._clipped([self._summed(gradient, variable)])
         if isinstance(gradient, tf.IndexedSlices) and not takes_slices:
-            rows = variable.shape[0]
-            if self._replicas() > 1:  # the slices of all replicas, one after the other
-                gradient = _gradients.sum_repeated_ids(gradient, rows, _variables.state_dtype(variable))
-            sentinels = _gradients.sentinels(gradient, rows)
+            gradient = self._summed(gradient, variable)
+            sentinels = _gradients.sentinels(gradient, variable.shape[0])
             tensors = [Rows(tensor, gradient.indices) for tensor in tensors]
             gradient = gradient.values
         w, m, v, *v_hat = tensors
