@@ -15,6 +15,7 @@
 #define TF_ADAM_VARIANTS_ADAM_MATH_H_
 
 #include <math.h>
+#include <stdint.h>
 
 #ifdef __CUDACC__
 #define TFAV_INLINE __host__ __device__ __forceinline__
@@ -39,6 +40,7 @@ struct Step {
   double learning_rate;  // with a trust ratio
   double trust_ratio_min;
   double trust_ratio_max;
+  double rounding_key;  // below 2^32, of the random numbers that round weights
 };
 constexpr int kStepFields = sizeof(Step) / sizeof(double);
 
@@ -52,6 +54,18 @@ enum class Pass {
 struct Norms {
   double w, u;  // squared
 };
+
+// A random number for each element, from the step's key, the variable's stream and the element's index: no state is
+// kept, and a step that is taken again rounds alike. The mixing is lowbias32 of Chris Wellons' hash-prospector.
+TFAV_INLINE uint32_t mixed(uint32_t x) {
+  x = (x ^ x >> 16) * 0x21f0aaadu;
+  x = (x ^ x >> 15) * 0x735a2d97u;
+  return x ^ x >> 15;
+}
+TFAV_INLINE uint32_t stream_key(const Step& s, uint32_t stream) {
+  return mixed(uint32_t(s.rounding_key) + stream * 0x9e3779b9u);
+}
+TFAV_INLINE uint32_t random_bits(uint32_t key, uint32_t element) { return mixed(key + element); }
 
 TFAV_INLINE float root(float x) { return sqrtf(x); }
 TFAV_INLINE double root(double x) { return sqrt(x); }

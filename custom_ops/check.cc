@@ -97,13 +97,28 @@ template <typename T, typename G>
 struct TestVariable {
   using S = typename StateOf<T>::type;
   Block<T> w;
-  Block<S> m, v, v_max;
+  Block<S> m, v, v_max, master;
   Block<G> g;
 
-  explicit TestVariable(int64_t size) : w(size), m(size), v(size), v_max(size), g(size) {}
-  Parameter parameter(bool amsgrad, bool weight_decay, bool layer_adaptation) const {
-    return {w.bytes(), m.bytes(), v.bytes(),    amsgrad ? v_max.bytes() : nullptr,
-            g.bytes(), w.size(),  weight_decay, layer_adaptation};
+  explicit TestVariable(int64_t size) : w(size), m(size), v(size), v_max(size), master(size), g(size) {}
+  Parameter parameter(const Kind& kind, bool weight_decay, bool layer_adaptation, uint32_t stream) const {
+    return {w.bytes(),
+            m.bytes(),
+            v.bytes(),
+            kind.amsgrad ? v_max.bytes() : nullptr,
+            kind.rounding == Rounding::kMaster ? master.bytes() : nullptr,
+            g.bytes(),
+            w.size(),
+            weight_decay,
+            layer_adaptation,
+            stream};
+  }
+  // The weight that a step begins with.
+  double weight(int64_t i, const Kind& kind) const {
+    if constexpr (sizeof(T) == 2) {
+      if (kind.rounding == Rounding::kMaster && stored<T>(master.at(i)).bits == w[i].bits) return master.at(i);
+    }
+    return w.at(i);
   }
 };
 
@@ -124,6 +139,8 @@ std::vector<TestVariable<T, G>> problem(const std::vector<int64_t>& sizes, bool 
     x.v.fill([&](int64_t) { return 0.01 + std::abs(draw(special)); });
     x.v_max.fill([&](int64_t i) { return x.v.at(i) * 1.01; });
     x.g.fill([&](int64_t) { return draw(special); });
+    // Every fifth weight was assigned; the others are the rounding of their master weight.
+    x.master.fill([&](int64_t i) { return i % 5 == 0 ? draw(special) : x.w.at(i) * (1 + 1e-4 * double(i % 7 - 3)); });
   }
   return made;
 }
@@ -137,16 +154,12 @@ Block<T> copy(const Block<T>& from) {
 
 using Reference = long double;  // its own rounding must not matter
 
-const Step kStep = {0.5, 0.1, 0.15, 0.02, 0.7, 0.3, 0.75, 0.25, 1e-4, 0.01, 0.125, 0.01, 10.0};
-
-struct Option {
-  bool squared_gradient, amsgrad, lamb;
-};
+const Step kStep = {0.5, 0.1, 0.15, 0.02, 0.7, 0.3, 0.75, 0.25, 1e-4, 0.01, 0.125, 0.01, 10.0, 3e9};
 
 // One step of the formula, and a check of what the step made of the variable. `g` gives the gradient.
 template <typename T, typename G, typename F>
 void compare(const char* name, const TestVariable<T, G>& before, const TestVariable<T, G>& after, const Parameter& t,
-             Option o, F g, const std::vector<bool>* updated_elements = nullptr) {
+             const Kind& o, F g, const std::vector<bool>* updated_elements = nullptr) {
   using S = typename StateOf<T>::type;
   const double ulp = sizeof(S) == 8 ? 0x1p-52 : 0x1p-23;
   const double store = std::is_same_v<T, Half> ? 0x1p-11 : std::is_same_v<T, BFloat16> ? 0x1p-8 : ulp / 2;
@@ -156,14 +169,14 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
   Reference ww = 0, uu = 0;
   for (int64_t i = 0; i < size; ++i) {
     if (updated_elements && !(*updated_elements)[i]) continue;
-    const Reference x = g(i) * s.gradient_scale, w = before.w.at(i);
+    const Reference x = g(i) * s.gradient_scale, w = before.weight(i, o);
     const Reference m = before.m.at(i) + s.beta_3 * x - s.one_minus_beta_1 * before.m.at(i);
     const Reference v = before.v.at(i) + s.one_minus_beta_2 * (x * x - before.v.at(i));
     const Reference used = o.amsgrad ? std::max<Reference>(v, before.v_max.at(i)) : v;
     const Reference squared =
         o.squared_gradient ? s.velocity_coefficient * used + s.squared_gradient_coefficient * x * x : used;
     const Reference denominator = std::sqrt(squared) + s.epsilon, decay = t.weight_decay ? s.weight_decay : 0.0;
-    const Reference gradient = o.lamb ? 0.0 : s.gradient_coefficient;
+    const Reference gradient = o.trust_ratio ? 0.0 : s.gradient_coefficient;
     u[i] = (s.momentum_coefficient * m + gradient * x) / denominator + decay * w;
     // What rounding is relative to: the terms before they cancel.
     const Reference m_scale = std::abs(before.m.at(i)) + s.beta_3 * std::abs(x);
@@ -176,7 +189,7 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
     uu += u[i] * u[i];
   }
   Reference step_size = 1;
-  if (o.lamb) {
+  if (o.trust_ratio) {
     step_size = t.layer_adaptation && ww > 0 && uu > 0 ? std::sqrt(ww / uu) : Reference(1);
     if (t.layer_adaptation)
       step_size = std::min<Reference>(std::max<Reference>(step_size, s.trust_ratio_min), s.trust_ratio_max);
@@ -184,18 +197,26 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
   }
   for (int64_t i = 0; i < size; ++i) {
     if (updated_elements && !(*updated_elements)[i]) {
-      if (std::memcmp(&after.w[i], &before.w[i], sizeof(T)) || std::memcmp(&after.m[i], &before.m[i], sizeof(S)) ||
-          std::memcmp(&after.v[i], &before.v[i], sizeof(S))) {
+      if (std::memcmp(&after.w[i], &before.w[i], sizeof(T)) ||
+          std::memcmp(&after.master[i], &before.master[i], sizeof(S)) ||
+          std::memcmp(&after.m[i], &before.m[i], sizeof(S)) || std::memcmp(&after.v[i], &before.v[i], sizeof(S))) {
         fail(name, "a row that no id names", i, after.w.at(i), before.w.at(i));
       }
       continue;
     }
-    const Reference want = before.w.at(i) - step_size * u[i];
+    const Reference want = before.weight(i, o) - step_size * u[i];
     // 4 units in the last place of the step and of LAMB's ratio, one rounding to the weight's type. Norms are summed
     // in double, which for double variables is no more exact than what is summed.
-    const Reference norms = o.lamb && sizeof(S) == 8 ? std::sqrt(Reference(size)) : 0;
-    const Reference tolerance = ((o.lamb ? 8 : 4) + norms) * ulp * step_size * scale[i] + store * std::abs(want) +
-                                ulp * std::abs(want) + (std::is_same_v<T, Half> ? 6e-8 : 1e-37);
+    const Reference norms = o.trust_ratio && sizeof(S) == 8 ? std::sqrt(Reference(size)) : 0;
+    const Reference computed =
+        ((o.trust_ratio ? 8 : 4) + norms) * ulp * step_size * scale[i] + ulp * std::abs(want) + 1e-37;
+    const Reference tolerance = computed + (o.rounding == Rounding::kStochastic ? 2 : 1) * store * std::abs(want) +
+                                (std::is_same_v<T, Half> ? 6e-8 : 0);
+    if (o.rounding == Rounding::kMaster) {
+      if (!(std::abs(after.master.at(i) - want) <= computed)) fail(name, "master weight", i, after.master.at(i), want);
+      const T rounded = stored<T>(after.master.at(i));
+      if (std::memcmp(&rounded, &after.w[i], sizeof(T))) fail(name, "not the master weight's rounding", i, 0, 0);
+    }
     if (std::abs(want) < 65504 || !std::is_same_v<T, Half>) {
       if (!(std::abs(after.w.at(i) - want) <= tolerance)) fail(name, "w", i, after.w.at(i), want);
     }
@@ -211,25 +232,37 @@ template <typename T, typename G>
 TestVariable<T, G> copy(const TestVariable<T, G>& from) {
   TestVariable<T, G> to(0);
   to.w = copy(from.w), to.m = copy(from.m), to.v = copy(from.v), to.v_max = copy(from.v_max), to.g = copy(from.g);
+  to.master = copy(from.master);
   return to;
 }
 
 template <typename T, typename G>
-void run(Plan& plan, const std::vector<Parameter>& t, const Loops& loops, Option o, int count) {
-  if (o.lamb)
+void run(Plan& plan, const std::vector<Parameter>& t, const Loops& loops, const Kind& o, int count) {
+  if (o.trust_ratio)
     lamb(plan, t, kStep, loops, threads(count));
   else
     adam(plan, t, kStep, loops.adam, threads(count));
 }
 
-const Option kOptions[] = {
-    {false, false, false}, {true, false, false}, {false, true, false}, {true, true, false}, {false, false, true}};
+// All steps of variables of this type and gradients of that.
+template <typename T, typename G>
+std::vector<Kind> kinds() {
+  std::vector<Kind> made;
+  for (Rounding rounding : {Rounding::kNearest, Rounding::kStochastic, Rounding::kMaster}) {
+    if (rounding != Rounding::kNearest && sizeof(T) != 2) continue;
+    const Kind plain = {type_of<T>(), type_of<G>(), rounding, false, false, false};
+    made.insert(made.end(), 5, plain);
+    Kind* const own = made.data() + made.size() - 5;
+    own[1].squared_gradient = own[2].amsgrad = own[3].squared_gradient = own[3].amsgrad = own[4].trust_ratio = true;
+  }
+  return made;
+}
 
 template <typename T, typename G>
-void dense(const char* name, Loops (*loops_of)(Type, Type, bool, bool)) {
+void dense(const char* name, Loops (*loops_of)(const Kind&)) {
   using S = typename StateOf<T>::type;
   const std::vector<int64_t> sizes = {0, 1, 3, 17, 1023, kSpan, kSpan + 1, 18011, 65537};
-  for (const Option& o : kOptions) {
+  for (const Kind& o : kinds<T, G>()) {
     for (bool special : {false, true}) {
       const auto before = problem<T, G>(sizes, special);
       std::vector<TestVariable<T, G>> first;
@@ -239,10 +272,10 @@ void dense(const char* name, Loops (*loops_of)(Type, Type, bool, bool)) {
         std::vector<Parameter> t;
         Plan plan({sizeof(T), sizeof(S), sizeof(G)});
         for (size_t i = 0; i < after.size(); ++i) {
-          t.push_back(after[i].parameter(o.amsgrad, i % 2 == 0, i % 3 != 0));
+          t.push_back(after[i].parameter(o, i % 2 == 0, i % 3 != 0, uint32_t(i)));
           plan.add(t[i], int(i), 0, t[i].size, t[i].g);
         }
-        run<T, G>(plan, t, loops_of(type_of<T>(), type_of<G>(), o.squared_gradient, o.amsgrad), o, count);
+        run<T, G>(plan, t, loops_of(o), o, count);
         for (size_t i = 0; i < after.size(); ++i) {
           if (!same(after[i].g, before[i].g)) fail(name, "a gradient was written", i, 0, 0);
           if (count == 1) {
@@ -263,7 +296,7 @@ void sparse(const char* name) {
   using S = typename StateOf<T>::type;
   for (int64_t width : {1, 3, 64, 20000}) {
     const int64_t count = width == 20000 ? 5 : 211;
-    for (const Option& o : kOptions) {
+    for (const Kind& o : kinds<T, S>()) {
       for (bool exact : {false, true}) {
         for (int kind = 0; kind < 5; ++kind) {
           std::vector<I> ids;
@@ -297,10 +330,10 @@ void sparse(const char* name) {
               gradient[found.row(i) * width + j] = have;
             }
           }
-          std::vector<Parameter> t = {after.parameter(o.amsgrad, true, true)};
+          std::vector<Parameter> t = {after.parameter(o, true, true, 3)};
           Plan plan({sizeof(T), sizeof(S), sizeof(S)});
           add_rows(plan, t[0], found, width, sums.bytes(), width * sizeof(S), exact);
-          run<T, S>(plan, t, loops_for(type_of<T>(), type_of<S>(), o.squared_gradient, o.amsgrad), o, 3);
+          run<T, S>(plan, t, loops_for(o), o, 3);
           compare(name, before, after, t[0], o, [&](int64_t k) { return gradient[k]; }, &named);
         }
       }
@@ -315,7 +348,7 @@ void norms(const char* name) {
   std::vector<Parameter> t;
   double want = 0;
   for (const auto& x : all) {
-    t.push_back(x.parameter(false, true, true));
+    t.push_back(x.parameter(Kind{}, true, true, 0));
     for (int64_t i = 0; i < x.g.size(); ++i) want += x.g.at(i) * x.g.at(i);
   }
   const double one = squared_norm(t, sizeof(G), squared_norm_for(type_of<G>()), threads(1));
@@ -366,13 +399,45 @@ void conversions() {
   if (widened(h) == widened(h) || widened(b) == widened(b)) fail("NaN", "lost", 0, 0, 0);
   narrow(65520.0f, &h);
   if (!std::isinf(widened(h))) fail("half", "overflow", 0, widened(h), INFINITY);
+  // At random: of 8,192 random numbers that differ in the bits that are looked at, as many round up as the distance
+  // from the number below says; numbers of the type stay what they are.
+  for (uint32_t i = 0; i < 0x7bff; i += 7) {
+    const float low = widened(Half{uint16_t(i)}), high = widened(Half{uint16_t(i + 1)});
+    for (uint32_t quarters : {0, 1, 2, 3}) {
+      int64_t up = 0;
+      for (uint32_t r = 0; r < 8192; ++r) {
+        narrow_randomly(low + (high - low) * float(quarters) / 4, r | 0xabc00000u, &h);
+        if (h.bits != i && h.bits != i + 1) fail("half", "at random: no neighbour", i, h.bits, i);
+        up += h.bits != i;
+      }
+      if (up != int64_t(quarters) * 2048) fail("half", "at random", i, double(up), quarters * 2048);
+    }
+  }
+  for (uint32_t i = 0; i < 0x7f7f; i += 97) {
+    for (uint32_t cut : {0u, 1u, 0x4000u, 0xffffu}) {
+      int64_t up = 0;
+      for (uint32_t r = 0; r < 65536; ++r) {
+        narrow_randomly(-float_of((i << 16) + cut), r | 0xabcd0000u, &b);
+        if (b.bits != (i | 0x8000) && b.bits != ((i + 1) | 0x8000)) fail("bfloat16", "at random", i, b.bits, i);
+        up += b.bits != (i | 0x8000);
+      }
+      if (up != int64_t(cut)) fail("bfloat16", "at random: how often", i, double(up), cut);
+    }
+  }
+  for (float special : {INFINITY, -INFINITY, NAN}) {
+    narrow_randomly(special, 0xffffffffu, &h);
+    narrow_randomly(special, 0xffffffffu, &b);
+    const bool kept = special == special ? widened(h) == special && widened(b) == special
+                                         : widened(h) != widened(h) && widened(b) != widened(b);
+    if (!kept) fail("at random", "inf or NaN lost", 0, widened(h), widened(b));
+  }
   std::printf("conversions ok\n");
 }
 
 }  // namespace
 
 namespace tfav {
-Loops loops_baseline(Type, Type, bool, bool);
+Loops loops_baseline(const Kind&);
 }
 
 int main() {

@@ -34,7 +34,7 @@ tfav::Step StepOf(const Tensor& step) {
   return s;
 }
 
-void Run(OpKernelContext* ctx, const Kind& kind, tfav::Plan& plan, const std::vector<tfav::Parameter>& t,
+void Run(OpKernelContext* ctx, const tfav::Kind& kind, tfav::Plan& plan, const std::vector<tfav::Parameter>& t,
          const tfav::Step& s, const tfav::Loops& loops) {
   if (kind.trust_ratio) {
     tfav::lamb(plan, t, s, loops, OnThreadsOf(ctx));
@@ -59,10 +59,10 @@ struct Cpu {
     return OkStatus();
   }
 
-  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Parameter>& t,
+  static Status Dense(OpKernelContext* ctx, const tfav::Kind& kind, const std::vector<tfav::Parameter>& t,
                       const Tensor& step) {
     const tfav::Step s = StepOf(step);
-    const tfav::Loops loops = tfav::loops_for(kind.variable, kind.gradient, kind.squared_gradient, kind.amsgrad);
+    const tfav::Loops loops = tfav::loops_for(kind);
     const tfav::Sizes sizes = SizesOf(kind.variable, kind.gradient);
     tfav::Plan plan(sizes);
     for (size_t i = 0; i < t.size(); ++i) {
@@ -87,7 +87,7 @@ struct Cpu {
     return OkStatus();
   }
 
-  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids,
+  static Status Sparse(OpKernelContext* ctx, const tfav::Kind& kind, const tfav::Parameter& t, const Tensor& ids,
                        int64_t rows, bool exact, const Tensor& step) {
     const std::vector<int64_t> id = Widened(ids);
     const tfav::Rows named(id.data(), int64_t(id.size()));
@@ -103,9 +103,11 @@ struct Cpu {
       const int64_t end = std::min(named.count(), (block + 1) * together);
       for (int64_t i = block * together; i < end; ++i) named.add_up(i, kind.gradient, t.g, width, sum + i * bytes);
     });
+    tfav::Kind of_sums = kind;
+    of_sums.gradient = state;
     tfav::Plan plan(SizesOf(kind.variable, state));
     tfav::add_rows(plan, t, named, width, sum, bytes, exact);
-    Run(ctx, kind, plan, {t}, StepOf(step), tfav::loops_for(kind.variable, state, kind.squared_gradient, kind.amsgrad));
+    Run(ctx, of_sums, plan, {t}, StepOf(step), tfav::loops_for(of_sums));
     return OkStatus();
   }
 

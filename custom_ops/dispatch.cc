@@ -4,8 +4,8 @@
 
 namespace tfav {
 
-#define TFAV_DECLARE(set)                    \
-  Loops loops_##set(Type, Type, bool, bool); \
+#define TFAV_DECLARE(set)         \
+  Loops loops_##set(const Kind&); \
   SquaredNormLoop squares_##set(Type);
 
 TFAV_DECLARE(baseline)
@@ -38,8 +38,8 @@ const char* instruction_set() { return "baseline"; }
 
 #endif
 
-Loops loops_for(Type variable, Type gradient, bool squared_gradient, bool amsgrad) {
-#define TFAV_LOOPS(set) loops_##set(variable, gradient, squared_gradient, amsgrad)
+Loops loops_for(const Kind& kind) {
+#define TFAV_LOOPS(set) loops_##set(kind)
   return TFAV_CHOOSE(TFAV_LOOPS);
 }
 

@@ -17,9 +17,7 @@ namespace tfav {
 
 // What is the same for all variables of a step.
 struct GpuLaunch {
-  Type variable, gradient;  // the gradient's: the variable's or that of its moments
-  bool squared_gradient;    // nu_2 is not 1
-  bool trust_ratio;         // LAMB; without `squared_gradient` and `v_max`
+  Kind kind;
   bool step_on_host;
   const double* step;  // Step of adam_math.h
   void* scratch;       // aligned to 16 bytes
@@ -31,7 +29,7 @@ struct GpuLaunch {
 
 #define TFAV_EXPORT extern "C" __attribute__((visibility("default")))
 
-// One step of `count` variables, all with a `v_max` or none. The same to the last bit each time.
+// One step of `count` variables. The same to the last bit each time.
 TFAV_EXPORT int64_t tfav_gpu_dense_scratch(const tfav::Parameter*, int64_t count, const tfav::GpuLaunch*);
 TFAV_EXPORT int tfav_gpu_dense(const tfav::Parameter*, int64_t count, const tfav::GpuLaunch*);
 
@@ -42,7 +40,7 @@ TFAV_EXPORT int64_t tfav_gpu_sparse_scratch(const tfav::Parameter*, int64_t rows
 TFAV_EXPORT int tfav_gpu_sparse(const tfav::Parameter*, int64_t rows, const void* ids, int64_t count, int ids_are_int64,
                                 int exact, const tfav::GpuLaunch*);
 
-// sum = the sum of the squares of all g, which are of type `gradient`. Nothing else of the variables is looked at.
+// sum = the sum of the squares of all g, which are of type `kind.gradient`. Nothing else of the variables is looked at.
 TFAV_EXPORT int64_t tfav_gpu_squared_norm_scratch(const tfav::Parameter*, int64_t count);
 TFAV_EXPORT int tfav_gpu_squared_norm(const tfav::Parameter*, int64_t count, double* sum, const tfav::GpuLaunch*);
 

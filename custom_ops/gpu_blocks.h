@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "adam_math.h"
 #include "gpu.h"
 #include "half_types.h"
@@ -63,9 +65,26 @@ cudaError_t with_types(Type variable, Type gradient, const F& f) {
   return cudaErrorInvalidValue;
 }
 
-// N neighbouring elements, read and written at once, 16 bytes at a time.
+// Calls f with the rounding as a type. Types of full precision are rounded to nearest.
+template <typename T, typename F>
+cudaError_t with_rounding(Rounding rounding, const F& f) {
+  constexpr bool kHalf = sizeof(T) == 2;
+  if (rounding == Rounding::kNearest) return f(std::integral_constant<Rounding, Rounding::kNearest>());
+  if (!kHalf) return cudaErrorInvalidValue;
+  if (rounding == Rounding::kMaster)
+    return f(std::integral_constant<Rounding, kHalf ? Rounding::kMaster : Rounding::kNearest>());
+  return f(std::integral_constant<Rounding, kHalf ? Rounding::kStochastic : Rounding::kNearest>());
+}
+
+// What a pass needs to know of it that only reads the weights.
+constexpr Rounding when_read(Rounding rounding) {
+  return rounding == Rounding::kMaster ? Rounding::kMaster : Rounding::kNearest;
+}
+
+// N neighbouring elements, read and written at once: 16 bytes of the moments, so that neighbouring threads read
+// neighbouring memory, and 8 bytes of half types.
 template <typename X, int N>
-struct alignas(N == 1 ? sizeof(X) : 16) Pack {
+struct alignas(N * sizeof(X)) Pack {
   X x[N];
 };
 
@@ -78,33 +97,75 @@ __device__ __forceinline__ void store(const Pack<X, N>& pack, X* to) {
   *reinterpret_cast<Pack<X, N>*>(to) = pack;
 }
 
-// One pass over N elements.
-template <Pass kPass, bool kSquaredGradient, bool kAmsgrad, int N, typename T, typename G, typename S>
-__device__ __forceinline__ void advance(const Formula<S>& formula, S decay, S step_size, T* w, S* m, S* v, S* v_max,
-                                        const G* g, Norms* norms) {
+// The arrays of a variable and of a gradient, from some element on.
+template <typename T, typename S, typename G>
+struct Arrays {
+  T* w;
+  S *m, *v, *v_max, *master;
+  const G* g;
+  uint32_t key;  // of the element's random number
+
+  // From element `begin` of the variable on.
+  __device__ __forceinline__ Arrays(const Parameter& t, const G* g, const Step& step, int64_t begin)
+      : w(reinterpret_cast<T*>(t.w) + begin),
+        m(reinterpret_cast<S*>(t.m) + begin),
+        v(reinterpret_cast<S*>(t.v) + begin),
+        v_max(t.v_max != nullptr ? reinterpret_cast<S*>(t.v_max) + begin : nullptr),
+        master(t.master != nullptr ? reinterpret_cast<S*>(t.master) + begin : nullptr),
+        g(g),
+        key(stream_key(step, t.stream) + uint32_t(begin)) {}
+
+  __device__ __forceinline__ bool aligned() const {
+    return (reinterpret_cast<uintptr_t>(w) | reinterpret_cast<uintptr_t>(m) | reinterpret_cast<uintptr_t>(v) |
+            reinterpret_cast<uintptr_t>(v_max) | reinterpret_cast<uintptr_t>(master) | reinterpret_cast<uintptr_t>(g)) %
+               16 ==
+           0;
+  }
+};
+
+// One pass over N elements, from the i-th on.
+template <Pass kPass, bool kSquaredGradient, bool kAmsgrad, Rounding kRounding, int N, typename T, typename S,
+          typename G>
+__device__ __forceinline__ void advance(const Formula<S>& formula, S decay, S step_size, const Arrays<T, S, G>& arrays,
+                                        int at, Norms* norms) {
+  T* const w = arrays.w + at;
+  S *const m = arrays.m + at, *const v = arrays.v + at;
   Pack<T, N> w_pack = load<N>(w);
-  Pack<S, N> m_pack = load<N>(m), v_pack = load<N>(v), v_max_pack = {};
+  Pack<S, N> m_pack = load<N>(m), v_pack = load<N>(v), v_max_pack = {}, master_pack = {};
   Pack<G, N> g_pack = {};
-  if constexpr (kAmsgrad) v_max_pack = load<N>(v_max);
-  if constexpr (kPass != Pass::kApply) g_pack = load<N>(g);
+  if constexpr (kAmsgrad) v_max_pack = load<N>(arrays.v_max + at);
+  if constexpr (kRounding == Rounding::kMaster) master_pack = load<N>(arrays.master + at);
+  if constexpr (kPass != Pass::kApply) g_pack = load<N>(arrays.g + at);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const S weight = widened(w_pack.x[i]);
+    S weight;
+    if constexpr (kRounding == Rounding::kMaster)
+      weight = followed(w_pack.x[i], master_pack.x[i]);
+    else
+      weight = widened(w_pack.x[i]);
     const S u = formula.template change<kPass, kSquaredGradient, kAmsgrad>(
         weight, S(widened(g_pack.x[i])), decay, &m_pack.x[i], &v_pack.x[i], &v_max_pack.x[i]);
     if constexpr (kPass == Pass::kNorms) {
       norms->w += double(weight) * double(weight);
       norms->u += double(u) * double(u);
     } else {
-      narrow(updated(weight, u, step_size), &w_pack.x[i]);
+      const S new_weight = updated(weight, u, step_size);
+      if constexpr (kRounding == Rounding::kMaster) master_pack.x[i] = new_weight;
+      if constexpr (kRounding == Rounding::kStochastic)
+        narrow_randomly(new_weight, random_bits(arrays.key, uint32_t(at + i)), &w_pack.x[i]);
+      else
+        narrow(new_weight, &w_pack.x[i]);
     }
   }
   if constexpr (kPass != Pass::kApply) {
     store<N>(m_pack, m);
     store<N>(v_pack, v);
   }
-  if constexpr (kAmsgrad) store<N>(v_max_pack, v_max);
-  if constexpr (kPass != Pass::kNorms) store<N>(w_pack, w);
+  if constexpr (kAmsgrad) store<N>(v_max_pack, arrays.v_max + at);
+  if constexpr (kPass != Pass::kNorms) {
+    store<N>(w_pack, w);
+    if constexpr (kRounding == Rounding::kMaster) store<N>(master_pack, arrays.master + at);
+  }
 }
 
 // The sum over the threads of a block, in an order that is always the same; thread 0 has it. All threads must call it,

@@ -2,8 +2,6 @@
 // the chunks of a batch of variables, whose addresses are in the kernel's parameters: nothing is copied to the device
 // before it, and nothing waits.
 
-#include <type_traits>
-
 #include "gpu_blocks.h"
 
 namespace tfav {
@@ -19,7 +17,7 @@ static_assert(kChunk % 8 == 0, "chunks begin where 16 bytes begin");
 #ifdef TFAV_BATCH
 constexpr int kBatch = TFAV_BATCH;
 #else
-constexpr int kBatch = CUDART_VERSION >= 12010 ? 512 : 60;
+constexpr int kBatch = CUDART_VERSION >= 12010 ? 448 : 52;
 #endif
 
 int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
@@ -44,7 +42,7 @@ struct Batch {
     return low;
   }
 };
-static_assert(sizeof(Batch) + sizeof(StepSource) + 64 <= (kBatch > 60 ? 32764 : 4096), "parameters of a kernel");
+static_assert(sizeof(Batch) + sizeof(StepSource) + 64 <= (kBatch > 52 ? 32764 : 4096), "parameters of a kernel");
 
 // Calls f with one batch of variables after the other.
 template <typename F>
@@ -82,35 +80,26 @@ struct Chunk {
 };
 
 // norms: of each chunk, written where kPass computes them. step_sizes: of each variable, read where kPass uses them.
-template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad>
+template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad, Rounding kRounding>
 __global__ void __launch_bounds__(kThreads)
     elements(const __grid_constant__ Batch batch, const __grid_constant__ StepSource source, Norms* norms,
              const double* step_sizes) {
   using S = typename StateOf<T>::type;
-  constexpr int kPack = 16 / sizeof(T);
+  constexpr int kPack = 16 / sizeof(S);
   // The second pass begins with what the first one touched last, which may still be in the cache.
   const uint32_t block = kPass == Pass::kApply ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const Chunk chunk(batch, block);
   const Parameter& t = batch.variables[chunk.variable];
-  T* const w = reinterpret_cast<T*>(t.w) + chunk.begin;
-  S* const m = reinterpret_cast<S*>(t.m) + chunk.begin;
-  S* const v = reinterpret_cast<S*>(t.v) + chunk.begin;
-  S* const v_max = kAmsgrad ? reinterpret_cast<S*>(t.v_max) + chunk.begin : nullptr;
-  const G* const g = kPass != Pass::kApply ? reinterpret_cast<const G*>(t.g) + chunk.begin : nullptr;
-
   const Step step = source.get();
   const Formula<S> formula(step);
   const S decay = S(t.weight_decay ? step.weight_decay : 0.0);
   const S step_size = S(kPass == Pass::kApply ? step_sizes[chunk.variable] : 1.0);
+  const G* const g = kPass != Pass::kApply ? reinterpret_cast<const G*>(t.g) + chunk.begin : nullptr;
+  const Arrays<T, S, G> arrays(t, g, step, chunk.begin);
   Norms sum = {0, 0};
-  const uintptr_t addresses = reinterpret_cast<uintptr_t>(w) | reinterpret_cast<uintptr_t>(m) |
-                              reinterpret_cast<uintptr_t>(v) | reinterpret_cast<uintptr_t>(v_max) |
-                              reinterpret_cast<uintptr_t>(g);
-  const int packed = addresses % 16 == 0 ? chunk.size / kPack * kPack : 0;
+  const int packed = arrays.aligned() ? chunk.size / kPack * kPack : 0;
   const auto take = [&](auto many, int i) {
-    advance<kPass, kSquaredGradient, kAmsgrad, many>(formula, decay, step_size, w + i, m + i, v + i,
-                                                     kAmsgrad ? v_max + i : nullptr,
-                                                     kPass != Pass::kApply ? g + i : nullptr, &sum);
+    advance<kPass, kSquaredGradient, kAmsgrad, kRounding, many>(formula, decay, step_size, arrays, i, &sum);
   };
   // The packs of many threads are in flight at once: several of one thread's would only take registers.
 #pragma unroll 1
@@ -159,22 +148,22 @@ __global__ void __launch_bounds__(kThreads) total(const Norms* norms, int64_t co
   if (threadIdx.x == 0) *to = sum.u;
 }
 
-template <typename T, typename G>
+template <typename T, typename G, Rounding kRounding>
 cudaError_t adam(const Batch& batch, const GpuLaunch& launch, const StepSource& source) {
-  const bool amsgrad = batch.variables[0].v_max != nullptr;
-  const auto kernel =
-      launch.squared_gradient
-          ? (amsgrad ? elements<T, G, Pass::kAdam, true, true> : elements<T, G, Pass::kAdam, true, false>)
-          : (amsgrad ? elements<T, G, Pass::kAdam, false, true> : elements<T, G, Pass::kAdam, false, false>);
+  const auto kernel = launch.kind.squared_gradient
+                          ? (launch.kind.amsgrad ? elements<T, G, Pass::kAdam, true, true, kRounding>
+                                                 : elements<T, G, Pass::kAdam, true, false, kRounding>)
+                          : (launch.kind.amsgrad ? elements<T, G, Pass::kAdam, false, true, kRounding>
+                                                 : elements<T, G, Pass::kAdam, false, false, kRounding>);
   return launch_kernel(kernel, batch.chunks(), launch.stream, batch, source, nullptr, nullptr);
 }
 
-template <typename T, typename G>
+template <typename T, typename G, Rounding kRounding>
 cudaError_t lamb(const Batch& batch, const GpuLaunch& launch, const StepSource& source) {
   double* step_sizes = static_cast<double*>(launch.scratch);
   Norms* norms = reinterpret_cast<Norms*>(step_sizes + kBatch);
-  if (const cudaError_t error = launch_kernel(elements<T, G, Pass::kNorms, false, false>, batch.chunks(), launch.stream,
-                                              batch, source, norms, nullptr)) {
+  if (const cudaError_t error = launch_kernel(elements<T, G, Pass::kNorms, false, false, when_read(kRounding)>,
+                                              batch.chunks(), launch.stream, batch, source, norms, nullptr)) {
     return error;
   }
   if (const cudaError_t error =
@@ -182,8 +171,8 @@ cudaError_t lamb(const Batch& batch, const GpuLaunch& launch, const StepSource& 
     return error;
   }
   // No gradient is read any more: its type does not matter.
-  return launch_kernel(elements<T, T, Pass::kApply, false, false>, batch.chunks(), launch.stream, batch, source,
-                       nullptr, step_sizes);
+  return launch_kernel(elements<T, T, Pass::kApply, false, false, kRounding>, batch.chunks(), launch.stream, batch,
+                       source, nullptr, step_sizes);
 }
 
 }  // namespace
@@ -192,7 +181,7 @@ cudaError_t lamb(const Batch& batch, const GpuLaunch& launch, const StepSource& 
 using namespace tfav;
 
 int64_t tfav_gpu_dense_scratch(const Parameter* variables, int64_t count, const GpuLaunch* launch) {
-  if (!launch->trust_ratio) return 0;
+  if (!launch->kind.trust_ratio) return 0;
   int64_t most = 0;
   for_batches(variables, count, [&](const Batch& batch) {
     most = batch.chunks() > most ? batch.chunks() : most;
@@ -204,11 +193,14 @@ int64_t tfav_gpu_dense_scratch(const Parameter* variables, int64_t count, const 
 int tfav_gpu_dense(const Parameter* variables, int64_t count, const GpuLaunch* launch) {
   if (launch->scratch_bytes < tfav_gpu_dense_scratch(variables, count, launch)) return cudaErrorInvalidValue;
   const StepSource source(*launch);
-  return with_types(launch->variable, launch->gradient, [&](auto* w, auto* g) {
+  return with_types(launch->kind.variable, launch->kind.gradient, [&](auto* w, auto* g) {
     using T = std::remove_pointer_t<decltype(w)>;
     using G = std::remove_pointer_t<decltype(g)>;
-    return for_batches(variables, count, [&](const Batch& batch) {
-      return launch->trust_ratio ? lamb<T, G>(batch, *launch, source) : adam<T, G>(batch, *launch, source);
+    return with_rounding<T>(launch->kind.rounding, [&](auto rounding) {
+      return for_batches(variables, count, [&](const Batch& batch) {
+        return launch->kind.trust_ratio ? lamb<T, G, rounding>(batch, *launch, source)
+                                        : adam<T, G, rounding>(batch, *launch, source);
+      });
     });
   });
 }
@@ -223,7 +215,7 @@ int tfav_gpu_squared_norm(const Parameter* variables, int64_t count, double* sum
   if (launch->scratch_bytes < tfav_gpu_squared_norm_scratch(variables, count)) return cudaErrorInvalidValue;
   Norms* const norms = static_cast<Norms*>(launch->scratch);
   Norms* next = norms;
-  const cudaError_t error = with_types(launch->gradient, launch->gradient, [&](auto* g, auto*) {
+  const cudaError_t error = with_types(launch->kind.gradient, launch->kind.gradient, [&](auto* g, auto*) {
     using G = std::remove_pointer_t<decltype(g)>;
     return for_batches(variables, count, [&](const Batch& batch) {
       Norms* const to = next;

@@ -28,7 +28,7 @@ struct Gpu {
     return StatusOf(tfav_gpu_copy(to, from, int64_t(bytes), StreamOf(ctx)));
   }
 
-  static Status Dense(OpKernelContext* ctx, const Kind& kind, const std::vector<tfav::Parameter>& t,
+  static Status Dense(OpKernelContext* ctx, const tfav::Kind& kind, const std::vector<tfav::Parameter>& t,
                       const Tensor& step) {
     tfav::GpuLaunch launch = LaunchOf(kind, step);
     Tensor scratch;
@@ -42,7 +42,7 @@ struct Gpu {
     return errors::InvalidArgument("A gradient's slices must be fewer than 2^31. Received: ", ids.NumElements());
   }
 
-  static Status Sparse(OpKernelContext* ctx, const Kind& kind, const tfav::Parameter& t, const Tensor& ids,
+  static Status Sparse(OpKernelContext* ctx, const tfav::Kind& kind, const tfav::Parameter& t, const Tensor& ids,
                        int64_t rows, bool exact, const Tensor& step) {
     tfav::GpuLaunch launch = LaunchOf(kind, step);
     const int64_t count = ids.NumElements();
@@ -54,7 +54,7 @@ struct Gpu {
   static Status SquaredNorm(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Parameter>& gradients,
                             double* sum) {
     tfav::GpuLaunch launch = {};
-    launch.gradient = type;
+    launch.kind.gradient = type;
     Tensor scratch;
     const int64_t count = int64_t(gradients.size());
     TF_RETURN_IF_ERROR(Prepare(ctx, tfav_gpu_squared_norm_scratch(gradients.data(), count), &launch, &scratch));
@@ -62,12 +62,9 @@ struct Gpu {
   }
 
  private:
-  static tfav::GpuLaunch LaunchOf(const Kind& kind, const Tensor& step) {
+  static tfav::GpuLaunch LaunchOf(const tfav::Kind& kind, const Tensor& step) {
     tfav::GpuLaunch launch = {};
-    launch.variable = kind.variable;
-    launch.gradient = kind.gradient;
-    launch.squared_gradient = kind.squared_gradient;
-    launch.trust_ratio = kind.trust_ratio;
+    launch.kind = kind;
     launch.step = static_cast<const double*>(step.data());
     return launch;
   }

@@ -3,7 +3,6 @@
 // the step. No dense gradient is ever in memory.
 
 #include <cub/device/device_radix_sort.cuh>
-#include <type_traits>
 
 #include "gpu_blocks.h"
 
@@ -64,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ Sp
 }
 
 // norms: of each block, written where kPass computes them. made_step_size: read where kPass uses it.
-template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad>
+template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad, Rounding kRounding>
 __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more, the compiler would spill registers
     update_rows(const __grid_constant__ SparseUpdate sparse, const __grid_constant__ StepSource source, Norms* norms,
                 const double* made_step_size) {
@@ -97,11 +96,8 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
           gradient += S(widened(values[sparse.positions[i] * sparse.width]));
         }
       }
-      const int64_t i = row * sparse.width + column;
-      advance<kPass, kSquaredGradient, kAmsgrad, 1>(
-          formula, decay, step_size, reinterpret_cast<T*>(sparse.t.w) + i, reinterpret_cast<S*>(sparse.t.m) + i,
-          reinterpret_cast<S*>(sparse.t.v) + i, kAmsgrad ? reinterpret_cast<S*>(sparse.t.v_max) + i : nullptr,
-          &gradient, &sum);
+      const Arrays<T, S, S> arrays(sparse.t, &gradient, step, row * sparse.width + column);
+      advance<kPass, kSquaredGradient, kAmsgrad, kRounding, 1>(formula, decay, step_size, arrays, 0, &sum);
     }
   }
   if constexpr (kPass == Pass::kNorms) {
@@ -200,22 +196,24 @@ int tfav_gpu_sparse(const Parameter* t, int64_t rows, const void* ids, int64_t c
   }
   const StepSource source(*launch);
   const int64_t blocks = blocks_for(sparse.units() * sparse.threads_per_row);
-  const bool amsgrad = t->v_max != nullptr;
-  return with_types(launch->variable, launch->gradient, [&](auto* w, auto* g) -> cudaError_t {
+  return with_types(launch->kind.variable, launch->kind.gradient, [&](auto* w, auto* g) -> cudaError_t {
     using T = std::remove_pointer_t<decltype(w)>;
     using G = std::remove_pointer_t<decltype(g)>;
-    if (!launch->trust_ratio) {
-      const auto kernel =
-          launch->squared_gradient
-              ? (amsgrad ? update_rows<T, G, Pass::kAdam, true, true> : update_rows<T, G, Pass::kAdam, true, false>)
-              : (amsgrad ? update_rows<T, G, Pass::kAdam, false, true> : update_rows<T, G, Pass::kAdam, false, false>);
-      return launch_kernel(kernel, blocks, stream, sparse, source, nullptr, nullptr);
-    }
-    TFAV_RETURN_ERROR(launch_kernel(update_rows<T, G, Pass::kNorms, false, false>, blocks, stream, sparse, source,
-                                    scratch.norms, nullptr));
-    TFAV_RETURN_ERROR(launch_kernel(rows_trust_ratio, 1, stream, source, t->layer_adaptation, scratch.norms, blocks,
-                                    scratch.step_size));
-    return launch_kernel(update_rows<T, T, Pass::kApply, false, false>, blocks, stream, sparse, source, nullptr,
-                         scratch.step_size);
+    return with_rounding<T>(launch->kind.rounding, [&](auto rounding) -> cudaError_t {
+      if (!launch->kind.trust_ratio) {
+        const auto kernel = launch->kind.squared_gradient
+                                ? (launch->kind.amsgrad ? update_rows<T, G, Pass::kAdam, true, true, rounding>
+                                                        : update_rows<T, G, Pass::kAdam, true, false, rounding>)
+                                : (launch->kind.amsgrad ? update_rows<T, G, Pass::kAdam, false, true, rounding>
+                                                        : update_rows<T, G, Pass::kAdam, false, false, rounding>);
+        return launch_kernel(kernel, blocks, stream, sparse, source, nullptr, nullptr);
+      }
+      TFAV_RETURN_ERROR(launch_kernel(update_rows<T, G, Pass::kNorms, false, false, when_read(rounding)>, blocks,
+                                      stream, sparse, source, scratch.norms, nullptr));
+      TFAV_RETURN_ERROR(launch_kernel(rows_trust_ratio, 1, stream, source, t->layer_adaptation, scratch.norms, blocks,
+                                      scratch.step_size));
+      return launch_kernel(update_rows<T, T, Pass::kApply, false, false, rounding>, blocks, stream, sparse, source,
+                           nullptr, scratch.step_size);
+    });
   });
 }

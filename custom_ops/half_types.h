@@ -62,6 +62,35 @@ TFAV_INLINE void narrow(float x, Half* to) {
   to->bits = uint16_t(sign | bits);
 }
 
+// To one of the two neighbours, the nearer one more often: the bits that are cut off, plus as many random ones, carry.
+TFAV_INLINE void narrow_randomly(float x, uint32_t random, BFloat16* to) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t rounded = (bits + (random & 0xffffu)) >> 16;
+  to->bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+}
+TFAV_INLINE void narrow_randomly(float x, uint32_t random, Half* to) {
+  const uint32_t sign = bits_of(x) >> 16 & 0x8000u, magnitude = bits_of(x) & 0x7fffffffu, cut = random & 0x1fffu;
+  const uint32_t normal = (magnitude - 0x38000000u + cut) >> 13;
+  const float units =
+      magnitude < 0x38800000u ? float_of(magnitude) * 0x1p24f : 0.0f;  // a denormal in units of its last
+  const uint32_t small = uint32_t(int32_t(units + float(int32_t(cut)) * 0x1p-13f));
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t bits = magnitude >= 0x47800000u ? special : magnitude < 0x38800000u ? small : normal;
+  to->bits = uint16_t(sign | bits);
+}
+// Types of full precision are not rounded.
+TFAV_INLINE void narrow_randomly(float x, uint32_t, float* to) { *to = x; }
+TFAV_INLINE void narrow_randomly(double x, uint32_t, double* to) { *to = x; }
+
+// The weight that a step begins with: the master weight, or the variable's where it is not the master's rounding,
+// because it was assigned.
+template <typename T>
+TFAV_INLINE float followed(T w, float master) {
+  T rounded;
+  narrow(master, &rounded);
+  return rounded.bits == w.bits ? master : widened(w);
+}
+
 // The type of a variable's moments and arithmetic.
 template <typename T>
 struct StateOf {

@@ -16,9 +16,12 @@ struct Span {
   void* m;
   void* v;
   void* v_max;    // the largest v so far, or null
+  void* master;   // master weights, or null
   const void* g;  // null: zeros
+  int64_t begin;  // its first element's index in the variable
   int64_t size;
   int variable;
+  uint32_t stream;  // the variable's, of random numbers
 };
 
 // decay, step_size: the variable's.
@@ -30,9 +33,8 @@ struct Loops {
   Loop adam, norms, apply;
 };
 
-// The loops for a type of variables and of gradients (the variable's, or that of its moments), with or
-// without the g^2 of nu_2 != 1 under the root and the largest v of amsgrad. Chosen for this processor.
-Loops loops_for(Type variable, Type gradient, bool squared_gradient, bool amsgrad);
+// The loops of a step, chosen for this processor.
+Loops loops_for(const Kind&);
 SquaredNormLoop squared_norm_for(Type gradient);
 // The instructions that were chosen: "x86-64-v4", "x86-64-v3" or "baseline".
 const char* instruction_set();

@@ -3,9 +3,9 @@
 //
 // A Device has
 //   static Status Copy(OpKernelContext*, void* to, const void* from, size_t bytes);
-//   static Status Dense(OpKernelContext*, const Kind&, const std::vector<tfav::Parameter>&, const Tensor& step);
+//   static Status Dense(OpKernelContext*, const tfav::Kind&, const std::vector<tfav::Parameter>&, const Tensor& step);
 //   static Status CheckIds(const Tensor& ids, int64_t rows);
-//   static Status Sparse(OpKernelContext*, const Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows,
+//   static Status Sparse(OpKernelContext*, const tfav::Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows,
 //                        bool exact, const Tensor& step);
 //   static Status SquaredNorm(OpKernelContext*, tfav::Type, const std::vector<tfav::Parameter>&, double* sum);
 // Dense and Sparse are called after all checks, while the variables are locked; the g of Sparse are the values of the
@@ -26,12 +26,6 @@
 
 namespace tensorflow {
 namespace tf_adam_variants {
-
-// Which step it is, apart from its scalars.
-struct Kind {
-  tfav::Type variable, gradient;
-  bool squared_gradient, amsgrad, trust_ratio;
-};
 
 inline tfav::Type TypeOf(DataType type) {
   return type == DT_HALF       ? tfav::Type::kHalf
@@ -95,27 +89,56 @@ class Locked {
   std::vector<mutex_lock> locks_;  // released before the variables are
 };
 
+// Inputs are the step, then the variables, their slots in this order: momentums, velocities, velocity_hats,
+// master_weights; those of one kind side by side, and the gradients.
 template <typename Device>
 class StepOp : public OpKernel {
  public:
   explicit StepOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
     DataType gradient;
+    bool stochastic_rounding;
     OP_REQUIRES_OK(ctx, ctx->GetAttr("T", &type_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &gradient));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("squared_gradient", &kind_.squared_gradient));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("trust_ratio", &kind_.trust_ratio));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("stochastic_rounding", &stochastic_rounding));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("num_velocity_hats", &velocity_hats_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_master_weights", &master_weights_));
     kind_.variable = TypeOf(type_);
     kind_.gradient = TypeOf(gradient);
     kind_.amsgrad = velocity_hats_ > 0;
+    kind_.rounding = master_weights_ > 0   ? tfav::Rounding::kMaster
+                     : stochastic_rounding ? tfav::Rounding::kStochastic
+                                           : tfav::Rounding::kNearest;
     OP_REQUIRES(ctx, !(kind_.trust_ratio && (kind_.squared_gradient || kind_.amsgrad)),
                 errors::InvalidArgument("A step with a trust ratio takes neither `squared_gradient` nor `amsgrad`"));
+    OP_REQUIRES(ctx, !(stochastic_rounding && master_weights_ > 0),
+                errors::InvalidArgument("A step with master weights takes no `stochastic_rounding`"));
+    OP_REQUIRES(ctx,
+                kind_.rounding == tfav::Rounding::kNearest || kind_.variable == tfav::Type::kHalf ||
+                    kind_.variable == tfav::Type::kBFloat16,
+                errors::InvalidArgument("Master weights and `stochastic_rounding` are for half and bfloat16 "
+                                        "variables. Received: ",
+                                        DataTypeString(type_)));
     OP_REQUIRES(ctx, kind_.gradient == kind_.variable || kind_.gradient == tfav::state_of(kind_.variable),
                 errors::InvalidArgument("Gradients must be of the type of the variables, ", DataTypeString(type_),
                                         ", or of their moments. Received: ", DataTypeString(gradient)));
   }
 
  protected:
+  // How many slots' variables there are, with the weights themselves.
+  int slots() const { return 3 + kind_.amsgrad + (kind_.rounding == tfav::Rounding::kMaster); }
+
+  Status CheckCounts(int n) const {
+    for (const int given : {velocity_hats_, master_weights_}) {
+      if (given != 0 && given != n) {
+        return errors::InvalidArgument("velocity_hats and master_weights must have one element a variable, ", n,
+                                       ", or none. Received: ", velocity_hats_, " and ", master_weights_);
+      }
+    }
+    return OkStatus();
+  }
+
   static Status CheckStep(const Tensor& step) {
     if (step.dims() == 1 && step.NumElements() == tfav::kStepFields) return OkStatus();
     return errors::InvalidArgument("step must have shape [", tfav::kStepFields,
@@ -125,7 +148,7 @@ class StepOp : public OpKernel {
   Status CheckOne(const Locked& vars, int i, int n, const TensorShape* shape) const {
     const DataType state = type_ == DT_DOUBLE ? DT_DOUBLE : DT_FLOAT;
     TF_RETURN_IF_ERROR(vars.Check(i, type_, shape));
-    for (int slot = 1; slot < (kind_.amsgrad ? 4 : 3); ++slot) {
+    for (int slot = 1; slot < slots(); ++slot) {
       TF_RETURN_IF_ERROR(vars.Check(slot * n + i, state, &vars.tensor(i).shape()));
     }
     return OkStatus();
@@ -133,17 +156,22 @@ class StepOp : public OpKernel {
 
   // Variable i of n and its slots. Call it after all checks: it may copy.
   Status ParameterOf(OpKernelContext* ctx, Locked* vars, int i, int n, tfav::Parameter* t) const {
+    *t = {};
     t->size = vars->tensor(i).NumElements();
-    t->v_max = nullptr;
-    TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, i, &t->w));
-    TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, n + i, &t->m));
-    TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, 2 * n + i, &t->v));
-    return kind_.amsgrad ? vars->Writable<Device>(ctx, 3 * n + i, &t->v_max) : OkStatus();
+    std::vector<char**> pointers = {&t->w, &t->m, &t->v};
+    if (kind_.amsgrad) pointers.push_back(&t->v_max);
+    if (kind_.rounding == tfav::Rounding::kMaster) pointers.push_back(&t->master);
+    for (size_t slot = 0; slot < pointers.size(); ++slot) {
+      TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, int(slot) * n + i, pointers[slot]));
+    }
+    return OkStatus();
   }
 
   DataType type_;
-  Kind kind_;
-  int velocity_hats_;
+  tfav::Kind kind_;
+
+ private:
+  int velocity_hats_, master_weights_;
 };
 
 template <typename Device>
@@ -153,15 +181,15 @@ class DenseStep : public StepOp<Device> {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("N", &n_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
-    OP_REQUIRES(
-        ctx,
-        int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ &&
-            (this->velocity_hats_ == 0 || this->velocity_hats_ == n_),
-        errors::InvalidArgument("weight_decay, layer_adaptation and velocity_hats must have one element a variable"));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("streams", &streams_));
+    OP_REQUIRES_OK(ctx, this->CheckCounts(n_));
+    OP_REQUIRES(ctx,
+                int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ && int(streams_.size()) == n_,
+                errors::InvalidArgument("weight_decay, layer_adaptation and streams must have one element a variable"));
   }
 
   void Compute(OpKernelContext* ctx) override {
-    const int slots = this->velocity_hats_ > 0 ? 4 : 3, gradients = 1 + slots * n_;
+    const int slots = this->slots(), gradients = 1 + slots * n_;
     OP_REQUIRES_OK(ctx, this->CheckStep(ctx->input(0)));
     Locked vars;
     OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, slots * n_));
@@ -175,6 +203,7 @@ class DenseStep : public StepOp<Device> {
       t[i].g = static_cast<const char*>(ctx->input(gradients + i).data());
       t[i].weight_decay = weight_decay_[i];
       t[i].layer_adaptation = layer_adaptation_[i];
+      t[i].stream = uint32_t(streams_[i]);
     }
     OP_REQUIRES_OK(ctx, Device::Dense(ctx, this->kind_, t, ctx->input(0)));
   }
@@ -182,6 +211,7 @@ class DenseStep : public StepOp<Device> {
  private:
   int n_;
   std::vector<bool> weight_decay_, layer_adaptation_;
+  std::vector<int> streams_;
 };
 
 template <typename Device>
@@ -190,16 +220,18 @@ class SparseStep : public StepOp<Device> {
   explicit SparseStep(OpKernelConstruction* ctx) : StepOp<Device>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("stream", &stream_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("exact", &exact_));
-    OP_REQUIRES(ctx, this->velocity_hats_ <= 1, errors::InvalidArgument("There must be at most one of velocity_hats"));
+    OP_REQUIRES_OK(ctx, this->CheckCounts(1));
   }
 
   void Compute(OpKernelContext* ctx) override {
-    const Tensor& values = ctx->input(4 + this->velocity_hats_);
-    const Tensor& ids = ctx->input(5 + this->velocity_hats_);
+    const int slots = this->slots();
+    const Tensor& values = ctx->input(1 + slots);
+    const Tensor& ids = ctx->input(2 + slots);
     OP_REQUIRES_OK(ctx, this->CheckStep(ctx->input(0)));
     Locked vars;
-    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, 3 + this->velocity_hats_));
+    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, slots));
     OP_REQUIRES_OK(ctx, this->CheckOne(vars, 0, 1, nullptr));
     const TensorShape shape = vars.tensor(0).shape();
     OP_REQUIRES(
@@ -217,11 +249,13 @@ class SparseStep : public StepOp<Device> {
     t.g = static_cast<const char*>(values.data());
     t.weight_decay = weight_decay_;
     t.layer_adaptation = layer_adaptation_;
+    t.stream = uint32_t(stream_);
     OP_REQUIRES_OK(ctx, Device::Sparse(ctx, this->kind_, t, ids, shape.dim_size(0), exact_, ctx->input(0)));
   }
 
  private:
   bool weight_decay_, layer_adaptation_, exact_;
+  int stream_;
 };
 
 template <typename Device>
@@ -248,21 +282,23 @@ class SquaredNorm : public OpKernel {
 }  // namespace tensorflow
 
 // The kernels of a device. Handles of variables are always in the host's memory.
-#define TFAV_REGISTER_KERNELS(type, device)                 \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")  \
-                              .Device(type)                 \
-                              .HostMemory("variables")      \
-                              .HostMemory("momentums")      \
-                              .HostMemory("velocities")     \
-                              .HostMemory("velocity_hats"), \
-                          DenseStep<device>);               \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep") \
-                              .Device(type)                 \
-                              .HostMemory("variable")       \
-                              .HostMemory("momentum")       \
-                              .HostMemory("velocity")       \
-                              .HostMemory("velocity_hats"), \
-                          SparseStep<device>);              \
+#define TFAV_REGISTER_KERNELS(type, device)                  \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")   \
+                              .Device(type)                  \
+                              .HostMemory("variables")       \
+                              .HostMemory("momentums")       \
+                              .HostMemory("velocities")      \
+                              .HostMemory("velocity_hats")   \
+                              .HostMemory("master_weights"), \
+                          DenseStep<device>);                \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")  \
+                              .Device(type)                  \
+                              .HostMemory("variable")        \
+                              .HostMemory("momentum")        \
+                              .HostMemory("velocity")        \
+                              .HostMemory("velocity_hats")   \
+                              .HostMemory("master_weights"), \
+                          SparseStep<device>);               \
   REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(type), SquaredNorm<device>);
 
 #endif  // TF_ADAM_VARIANTS_OP_KERNELS_H_

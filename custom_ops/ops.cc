@@ -24,23 +24,37 @@ ShapeHandle HandleShape(InferenceContext* c, int input) {
   return known == nullptr || known->empty() ? c->UnknownShape() : (*known)[0].shape;
 }
 
-Status DenseShapes(InferenceContext* c) {
-  int n, velocity_hats;
-  TF_RETURN_IF_ERROR(c->GetAttr("N", &n));
+// How many handles there are for each of n variables: its own and its slots'.
+Status Handles(InferenceContext* c, int n, int* handles) {
+  int velocity_hats, master_weights;
   TF_RETURN_IF_ERROR(c->GetAttr("num_velocity_hats", &velocity_hats));
+  TF_RETURN_IF_ERROR(c->GetAttr("num_master_weights", &master_weights));
+  if ((velocity_hats != 0 && velocity_hats != n) || (master_weights != 0 && master_weights != n)) {
+    return errors::InvalidArgument("velocity_hats and master_weights must have one element a variable, ", n,
+                                   ", or none. Received: ", velocity_hats, " and ", master_weights);
+  }
+  *handles = 3 + (velocity_hats > 0) + (master_weights > 0);
+  return OkStatus();
+}
+
+Status DenseShapes(InferenceContext* c) {
+  int n, handles;
+  TF_RETURN_IF_ERROR(c->GetAttr("N", &n));
+  TF_RETURN_IF_ERROR(Handles(c, n, &handles));
   std::vector<bool> weight_decay, layer_adaptation;
+  std::vector<int> streams;
   TF_RETURN_IF_ERROR(c->GetAttr("weight_decay", &weight_decay));
   TF_RETURN_IF_ERROR(c->GetAttr("layer_adaptation", &layer_adaptation));
-  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n ||
-      (velocity_hats != 0 && velocity_hats != n)) {
-    return errors::InvalidArgument(
-        "weight_decay, layer_adaptation and velocity_hats must have one element a variable, ", n,
-        ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ", velocity_hats);
+  TF_RETURN_IF_ERROR(c->GetAttr("streams", &streams));
+  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n || int(streams.size()) != n) {
+    return errors::InvalidArgument("weight_decay, layer_adaptation and streams must have one element a variable, ", n,
+                                   ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ",
+                                   streams.size());
   }
   TF_RETURN_IF_ERROR(StepShape(c, 0));
   for (int i = 0; i < n; ++i) {
-    ShapeHandle merged = c->input(1 + 3 * n + velocity_hats + i);  // the gradient
-    for (int slot = 0; slot < (velocity_hats ? 4 : 3); ++slot) {
+    ShapeHandle merged = c->input(1 + handles * n + i);  // the gradient
+    for (int slot = 0; slot < handles; ++slot) {
       TF_RETURN_IF_ERROR(c->Merge(merged, HandleShape(c, 1 + slot * n + i), &merged));
     }
   }
@@ -48,16 +62,14 @@ Status DenseShapes(InferenceContext* c) {
 }
 
 Status SparseShapes(InferenceContext* c) {
-  int velocity_hats;
-  TF_RETURN_IF_ERROR(c->GetAttr("num_velocity_hats", &velocity_hats));
-  if (velocity_hats > 1)
-    return errors::InvalidArgument("There must be at most one of velocity_hats. Received: ", velocity_hats);
+  int handles;
+  TF_RETURN_IF_ERROR(Handles(c, 1, &handles));
   TF_RETURN_IF_ERROR(StepShape(c, 0));
-  ShapeHandle variable = HandleShape(c, 1), ids, row, value_row;
-  TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 2), &variable));
-  TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 3), &variable));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(5 + velocity_hats), 1, &ids));
-  ShapeHandle values = c->input(4 + velocity_hats);
+  ShapeHandle variable = HandleShape(c, 1), values = c->input(1 + handles), ids, row, value_row;
+  for (int slot = 1; slot < handles; ++slot) {
+    TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 1 + slot), &variable));
+  }
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(2 + handles), 1, &ids));
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(values, 1, &values));
   shape_inference::DimensionHandle count;
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(values, 0), c->Dim(ids, 0), &count));
@@ -74,18 +86,24 @@ REGISTER_OP("TfAdamVariants>DenseStep")
     .Input("momentums: N * resource")
     .Input("velocities: N * resource")
     .Input("velocity_hats: num_velocity_hats * resource")
+    .Input("master_weights: num_master_weights * resource")
     .Input("gradients: N * G")
     .Attr("N: int >= 1")
     .Attr("num_velocity_hats: int >= 0")
+    .Attr("num_master_weights: int >= 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("G: {half, bfloat16, float, double}")
     .Attr("squared_gradient: bool")
     .Attr("trust_ratio: bool")
     .Attr("weight_decay: list(bool)")
     .Attr("layer_adaptation: list(bool)")
+    .Attr("stochastic_rounding: bool")
+    .Attr("streams: list(int)")
     .SetIsStateful()
     .SetShapeFn(DenseShapes)
-    .Doc("One step of N variables of type T, in place. See adam_math.h for the scalars of `step`.");
+    .Doc(
+        "One step of N variables of type T, in place. See adam_math.h for the scalars of `step`, parameter.h for the "
+        "rest.");
 
 REGISTER_OP("TfAdamVariants>SparseStep")
     .Input("step: float64")
@@ -93,9 +111,11 @@ REGISTER_OP("TfAdamVariants>SparseStep")
     .Input("momentum: resource")
     .Input("velocity: resource")
     .Input("velocity_hats: num_velocity_hats * resource")
+    .Input("master_weights: num_master_weights * resource")
     .Input("values: G")
     .Input("ids: I")
     .Attr("num_velocity_hats: int >= 0")
+    .Attr("num_master_weights: int >= 0")
     .Attr("T: {half, bfloat16, float, double}")
     .Attr("G: {half, bfloat16, float, double}")
     .Attr("I: {int32, int64}")
@@ -103,6 +123,8 @@ REGISTER_OP("TfAdamVariants>SparseStep")
     .Attr("trust_ratio: bool")
     .Attr("weight_decay: bool")
     .Attr("layer_adaptation: bool")
+    .Attr("stochastic_rounding: bool")
+    .Attr("stream: int")
     .Attr("exact: bool")
     .SetIsStateful()
     .SetShapeFn(SparseShapes)

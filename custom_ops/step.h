@@ -39,8 +39,9 @@ class Plan {
   void add(const Parameter& t, int variable, int64_t begin, int64_t end, const char* g) {
     for (; begin < end; begin += kSpan) {
       const int64_t size = std::min(kSpan, end - begin);
-      spans_.push_back({t.w + begin * sizes_.variable, t.m + begin * sizes_.state, t.v + begin * sizes_.state,
-                        t.v_max ? t.v_max + begin * sizes_.state : nullptr, g, size, variable});
+      const auto at = [&](char* state) { return state != nullptr ? state + begin * sizes_.state : nullptr; };
+      spans_.push_back({t.w + begin * sizes_.variable, at(t.m), at(t.v), at(t.v_max), at(t.master), g, begin, size,
+                        variable, t.stream});
       if (g != nullptr) g += size * sizes_.gradient;
       elements_ += size;
       filled_ += size + kOverhead;

@@ -71,19 +71,26 @@ def build(folder, on_cpu=False, flags=()):
 class Parameter(ctypes.Structure):
     """tfav::Parameter of parameter.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("w", "m", "v", "v_max", "g")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("w", "m", "v", "v_max", "master", "g")]
     _fields_ += [
         ("size", ctypes.c_int64),
         ("weight_decay", ctypes.c_bool),
         ("layer_adaptation", ctypes.c_bool),
+        ("stream", ctypes.c_uint32),
     ]
+
+
+class Kind(ctypes.Structure):
+    """tfav::Kind of parameter.h."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("variable", "gradient", "rounding")]
+    _fields_ += [(name, ctypes.c_bool) for name in ("squared_gradient", "amsgrad", "trust_ratio")]
 
 
 class Launch(ctypes.Structure):
     """tfav::GpuLaunch of gpu.h."""
 
-    _fields_ = [("variable", ctypes.c_int), ("gradient", ctypes.c_int)]
-    _fields_ += [(name, ctypes.c_bool) for name in ("squared_gradient", "trust_ratio", "step_on_host")]
+    _fields_ = [("kind", Kind), ("step_on_host", ctypes.c_bool)]
     _fields_ += [("step", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
     _fields_ += [("scratch_bytes", ctypes.c_int64), ("stream", ctypes.c_void_p)]
 
@@ -231,6 +238,7 @@ class Type(NamedTuple):
 HALF, BFLOAT16 = Type(0, np.float16, 2.0**-11), Type(1, np.uint16, 2.0**-8)
 FLOAT, DOUBLE = Type(2, np.float32, 2.0**-24), Type(3, np.float64, 2.0**-53)
 NAMES = {HALF: "float16", BFLOAT16: "bfloat16", FLOAT: "float32", DOUBLE: "float64"}
+ROUNDINGS = NEAREST, STOCHASTIC, MASTER = range(3)  # tfav::Rounding
 PAIRS = [
     (FLOAT, FLOAT),
     (DOUBLE, DOUBLE),
@@ -272,6 +280,7 @@ class Array:
 # -- what is checked -------------------------------------------------------------------------------------
 
 DEFAULTS = {"beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-6}
+ROUNDING_KEY = 0xFEDCBA98
 
 
 class Case(NamedTuple):
@@ -312,7 +321,13 @@ class Case(NamedTuple):
         beta_3 = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
         low, high = self.terms.get("trust_ratio_min"), self.terms.get("trust_ratio_max")
         bounds = [0.0 if low is None else low, math.inf if high is None else high]
-        return np.array([scale, 1 - b1, beta_3, 1 - b2, *direction, decay, rate, *bounds])
+        return np.array([scale, 1 - b1, beta_3, 1 - b2, *direction, decay, rate, *bounds, ROUNDING_KEY])
+
+    def kind(self, variable):
+        return Kind(
+            variable.type.number, variable.gradient.number, variable.rounding,
+            self.squared_gradient, self.amsgrad, self.lamb,
+        )  # fmt: skip
 
 
 CASES = [
@@ -326,10 +341,18 @@ CASES = [
 ]
 
 
+ARRAYS = ("w", "m", "v", "v_max", "master", "g")
+ALIGNED = (0,) * len(ARRAYS)
+
+
 class Variable:
     """One variable before a step, in its types."""
 
-    def __init__(self, rng, type_, gradient, size, weight_decay=True, layer_adaptation=True, draw=None):
+    def __init__(
+        self, rng, type_, gradient, size, weight_decay=True, layer_adaptation=True, draw=None,
+        rounding=NEAREST, stream=0,
+    ):  # fmt: skip
+        self.rounding, self.stream = rounding, stream
         draw = draw or (lambda: rng.normal(size=size))
         self.type, self.gradient, self.weight_decay, self.layer_adaptation = (
             type_,
@@ -343,24 +366,35 @@ class Variable:
         self.v = state.stored(0.01 + np.abs(draw()))
         self.v_max = state.stored(state.widened(self.v) * 1.01)
         self.g = gradient.stored(draw())
+        # Most weights are their master's rounding; some were assigned.
+        near = type_.widened(self.w) * (1 + 0.4 * type_.rounding * rng.uniform(-1, 1, self.w.shape))
+        assigned = rng.uniform(size=self.w.shape) < 0.2
+        self.master = state.stored(np.where(assigned, rng.normal(size=self.w.shape), near))
 
-    def arrays(self, memory, amsgrad, shifts=(0,) * 5):
-        values = [self.w, self.m, self.v, self.v_max, self.g]
-        arrays = [Array(memory, value, shift) for value, shift in zip(values, shifts, strict=True)]
-        if not amsgrad:
-            arrays[3] = None
-        return arrays
+    def arrays(self, memory, amsgrad, shifts=ALIGNED):
+        absent = {"v_max": not amsgrad, "master": self.rounding != MASTER}
+        return [
+            None if absent.get(name) else Array(memory, getattr(self, name), shift)
+            for name, shift in zip(ARRAYS, shifts, strict=True)
+        ]
 
     def parameter(self, arrays):
         addresses = [None if array is None else array.address for array in arrays]
-        return Parameter(*addresses, self.w.size, self.weight_decay, self.layer_adaptation)
+        return Parameter(*addresses, self.w.size, self.weight_decay, self.layer_adaptation, self.stream)
+
+    def weights(self):
+        """What the step begins with."""
+        w = self.type.widened(self.w)
+        if self.rounding != MASTER:
+            return w
+        return np.where(self.type.stored(self.master) == self.w, self.type.state.widened(self.master), w)
 
     def expected(self, case, t, rate, decay, scale, g=None):
         """What the oracle makes of w, m, v and the largest v, and by how much rounding may change each."""
         # What the kernels cannot know is lost before: gradients are scaled in the type of the arithmetic.
         state = self.type.state
         ulp = 2 * state.rounding
-        w, m, v = self.type.widened(self.w), state.widened(self.m), state.widened(self.v)
+        w, m, v = self.weights(), state.widened(self.m), state.widened(self.v)
         g = scale * (self.gradient.widened(self.g) if g is None else g)
         terms = dict(case.all_terms)
         decay = decay if self.weight_decay else 0.0
@@ -382,10 +416,13 @@ class Variable:
                 most = np.abs(case.rule(0 * w, np.abs(g), t, sizes, rate, 0.0, **terms)) + weighed * np.abs(w)
         ulps = 8 + (math.sqrt(w.size) if case.lamb and state is DOUBLE else 0)
         smallest = 6e-8 if self.type is HALF else 1e-37
-        room = ulps * ulp * most + (self.type.rounding + ulp) * np.maximum(np.abs(w), np.abs(want)) + smallest
+        largest = np.maximum(np.abs(w), np.abs(want))
+        room = ulps * ulp * most + ulp * largest
         tops = slots.get("vhat", slots["v"])
+        rounding = self.type.rounding * (2 if self.rounding == STOCHASTIC else 1)
         return {
-            "w": (want, room),
+            "w": (want, room + rounding * largest + smallest),
+            "master": (want, room + 1e-37),
             "m": (slots["m"], 4 * ulp * sizes["m"] + 1e-37),
             "v": (slots["v"], 4 * ulp * slots["v"] + 1e-37),
             "v_max": (tops, 4 * ulp * tops + 1e-37),
@@ -402,17 +439,14 @@ class Checks:
     # A step of `variables`: their arrays after it.
     def step(self, case, variables, step, shifts=None, on_host=False, poison=POISON, ids=None, **rows):
         arrays = [
-            x.arrays(self.memory, case.amsgrad, shifts[i] if shifts else (0,) * 5)
+            x.arrays(self.memory, case.amsgrad, shifts[i] if shifts else ALIGNED)
             for i, x in enumerate(variables)
         ]
         parameters = (Parameter * len(variables))(
             *(x.parameter(a) for x, a in zip(variables, arrays, strict=True))
         )
         scalars = Array(OnCpu() if on_host else self.memory, step)
-        launch = Launch(
-            variables[0].type.number, variables[0].gradient.number, case.squared_gradient, case.lamb, on_host,
-            scalars.address, None, 0, self.memory.stream,
-        )  # fmt: skip
+        launch = Launch(case.kind(variables[0]), on_host, scalars.address, None, 0, self.memory.stream)
         if ids is None:
             needed = self.kernels.dense_scratch(parameters, len(variables), launch)
         else:
@@ -434,7 +468,7 @@ class Checks:
         scratch.read()  # its margins
         after = [[None if a is None else a.read() for a in own] for own in arrays]
         for x, own in zip(variables, after, strict=True):
-            assert own[4].tobytes() == x.g.tobytes(), "a gradient was written"
+            assert own[-1].tobytes() == x.g.tobytes(), "a gradient was written"
         return after
 
     def twice(self, case, variables, step, **options):
@@ -447,7 +481,7 @@ class Checks:
 
     def compare(self, case, variable, after, expected, where=slice(None)):
         state = variable.type.state
-        for name, stored in zip(("w", "m", "v", "v_max"), after, strict=False):
+        for name, stored in zip(ARRAYS[:-1], after, strict=False):
             if stored is None:
                 continue
             type_ = variable.type if name == "w" else state
@@ -467,13 +501,24 @@ class Checks:
     def dense(self):
         """Sizes around those of packs, chunks and batches, aligned and not, decayed or adapted or neither."""
         sizes = [0, 1, 3, 4, 8, 17, 511, 512, 513, 1025] + ([] if self.quick else [4095, 4096, 4097, 20011])
-        for case, (type_, gradient) in itertools.product(CASES, PAIRS):
+        for case, (type_, gradient), rounding in itertools.product(CASES, PAIRS, ROUNDINGS):
+            if rounding != NEAREST and type_ not in (HALF, BFLOAT16):
+                continue
             variables = [
-                Variable(self.rng, type_, gradient, size, i % 2 == 0, i % 3 != 0)
+                Variable(
+                    self.rng,
+                    type_,
+                    gradient,
+                    size,
+                    i % 2 == 0,
+                    i % 3 != 0,
+                    rounding=rounding,
+                    stream=3 * i + 1,
+                )
                 for i, size in enumerate(sizes)
             ]
             for shifted, on_host in (False, False), (True, True):
-                shifts = [tuple(self.rng.integers(0, 3, 5)) if shifted else (0,) * 5 for _ in sizes]
+                shifts = [self.rng.integers(0, 3, len(ARRAYS)) * shifted for _ in sizes]
                 self.dense_step(case, variables, 3, 0.125, 0.25, 0.5, shifts=shifts, on_host=on_host)
 
     def dense_step(self, case, variables, t, rate, decay, scale, **options):
@@ -481,9 +526,29 @@ class Checks:
         after = self.twice(case, variables, case.step(t, rate, weighed, scale), **options)
         for x, own in zip(variables, after, strict=True):
             if x.w.size:
-                self.compare(case, x, own, x.expected(case, t, rate, decay, scale))
+                expected = x.expected(case, t, rate, decay, scale)
+                self.compare(case, x, own, expected)
+                self.check_rounding(case, x, own, expected, np.arange(x.w.size))
             else:
                 assert own[0].size == 0
+
+    def check_rounding(self, case, x, after, expected, elements):
+        """Of half types: to the bit, but where the last bit of float32 decides."""
+        w, master = after[0], after[4]
+        if x.rounding == MASTER:
+            assert w.tobytes() == x.type.stored(master).tobytes(), "not the master weight's rounding"
+        if x.rounding == STOCHASTIC:
+            want, room = expected["master"]  # before it is rounded
+            low, high = (
+                oracle.rounded_at_random(
+                    np.float32(value), NAMES[x.type], ROUNDING_KEY, x.stream, elements.reshape(want.shape)
+                )
+                for value in (want - room, want + room)
+            )
+            sure = low == high
+            wrong = sure & (x.type.widened(w) != low)
+            assert not wrong.any(), (case.name, NAMES[x.type], np.flatnonzero(wrong)[:5])
+            assert sure.mean() > 0.9 or x.w.size < 100 or case.lamb, sure.mean()
 
     def many_variables(self):
         """More than a launch takes, of all sizes, each with its own way."""
@@ -550,10 +615,12 @@ class Checks:
 
     def sparse(self):
         """Ids that repeat, are absent, wrong, out of order; lazy and exact."""
-        for case, (type_, gradient) in itertools.product(CASES, PAIRS[:1] if self.quick else PAIRS):
+        pairs = [(*pair, NEAREST) for pair in (PAIRS[:1] if self.quick else PAIRS)]
+        pairs += [(HALF, HALF, STOCHASTIC), (BFLOAT16, FLOAT, MASTER)]
+        for case, (type_, gradient, rounding) in itertools.product(CASES, pairs):
             for width, exact in itertools.product((1, 3, 64, 300), (False, True)):
                 count = 211 if width < 300 else 23
-                x = Variable(self.rng, type_, gradient, (count, width))
+                x = Variable(self.rng, type_, gradient, (count, width), rounding=rounding, stream=5)
                 x.g = x.g[:0]
                 for kind, ids in enumerate(
                     (
@@ -587,12 +654,16 @@ class Checks:
             touched = np.isin(np.arange(rows), named)
             for have, before in zip(after[:3], (x.w, x.m, x.v), strict=True):
                 assert have[~touched].tobytes() == before[~touched].tobytes(), "a row that is not named"
-            whole = Variable(self.rng, x.type, x.gradient, 0)
-            whole.w, whole.m, whole.v, whole.v_max = x.w[named], x.m[named], x.v[named], x.v_max[named]
+            whole = Variable(self.rng, x.type, x.gradient, 0, rounding=x.rounding, stream=x.stream)
+            for name in ARRAYS[:-1]:
+                setattr(whole, name, getattr(x, name)[named])
             summed = summed[named]
         if touched.any():
             expected = whole.expected(case, 2, 0.125, 0.25, 1.0, g=summed.astype(np.float64))
-            self.compare(case, x, [None if a is None else a[touched] for a in after[:4]], expected)
+            after = [None if a is None else a[touched] for a in after[:-1]]
+            self.compare(case, x, after, expected)
+            elements = np.arange(x.w.size).reshape(x.w.shape)[touched]
+            self.check_rounding(case, whole, after, expected, elements)
 
     def squared_norm(self):
         for type_ in (HALF, BFLOAT16, FLOAT, DOUBLE):
@@ -600,9 +671,9 @@ class Checks:
                 variables = [Variable(self.rng, type_, type_, size) for size in sizes]
                 arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
                 tensors = (Parameter * len(sizes))(
-                    *(Parameter(None, None, None, None, a.address, a.elements.size) for a in arrays)
+                    *(Parameter(g=a.address, size=a.elements.size) for a in arrays)
                 )
-                step = Launch(gradient=type_.number, stream=self.memory.stream)
+                step = Launch(Kind(gradient=type_.number), stream=self.memory.stream)
                 needed = self.kernels.squared_norm_scratch(tensors, len(sizes))
                 scratch = Array(self.memory, np.full(needed, POISON, np.uint8))
                 step.scratch, step.scratch_bytes = scratch.address, needed
@@ -622,14 +693,14 @@ class Checks:
         x = Variable(self.rng, FLOAT, FLOAT, 100)
         tensors = (Parameter * 1)(x.parameter(x.arrays(self.memory, False)))
         scalars = Array(self.memory, case.step(1, 0.1, 0.0, 1.0))
-        step = Launch(
-            FLOAT.number, FLOAT.number, False, True, False, scalars.address, None, 0, self.memory.stream
-        )
-        wrong = [(step, "without scratch")]
-        wrong.append((Launch(FLOAT.number, DOUBLE.number, False, False, False, scalars.address), "types"))
-        for bad, what in wrong:
+        wrong = {
+            "without scratch": case.kind(x),
+            "types": Kind(FLOAT.number, DOUBLE.number),
+            "rounding": Kind(FLOAT.number, FLOAT.number, STOCHASTIC),
+        }
+        for what, kind in wrong.items():
             try:
-                self.kernels.dense(tensors, 1, bad)
+                self.kernels.dense(tensors, 1, Launch(kind, False, scalars.address))
             except RuntimeError:
                 continue
             raise AssertionError(f"no error {what}")
@@ -662,9 +733,9 @@ class Checks:
         for buffer, part in zip(buffers, parts, strict=True):
             self.memory.write(buffer[-part.nbytes :], part.view(np.uint8))
         w, m, v, g = map(self.memory.address, buffers)
-        tensors = (Parameter * 1)(Parameter(w, m, v, None, g, size, True, True))
+        tensors = (Parameter * 1)(Parameter(w, m, v, None, None, g, size, True, True))
         scalars = Array(self.memory, case.step(2, 0.125, 0.25 * 0.125, 1.0))
-        step = Launch(1, 1, False, False, False, scalars.address, None, 0, self.memory.stream)
+        step = Launch(case.kind(x), False, scalars.address, None, 0, self.memory.stream)
         first = ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if on_cpu else None
         if first is not None:
             first.value = 2**31 // 512
@@ -739,18 +810,13 @@ def measure(kernels, torch, set_shapes, rounds):
 
     def ours(case, weights=weights, moments=moments):
         number = BFLOAT16.number if weights[0].dtype == torch.bfloat16 else FLOAT.number
-        tensors = (Parameter * len(weights))(
-            *(
-                Parameter(
-                    w.data_ptr(), m.data_ptr(), v.data_ptr(), None, w.grad.data_ptr(), w.numel(), True, True
-                )
-                for w, (m, v) in zip(weights, moments, strict=True)
-            )
-        )
+        tensors = (Parameter * len(weights))()
+        for t, w, (m, v) in zip(tensors, weights, moments, strict=True):
+            t.w, t.m, t.v, t.g = (x.data_ptr() for x in (w, m, v, w.grad))
+            t.size, t.weight_decay, t.layer_adaptation = w.numel(), True, True
         scalars = torch.tensor(case.step(10, 1e-4, 1e-6, 1.0), dtype=torch.float64, device="cuda")
-        step = Launch(
-            number, number, case.squared_gradient, case.lamb, False, scalars.data_ptr(), None, 0, stream
-        )
+        kind = Kind(number, number, NEAREST, case.squared_gradient, case.amsgrad, case.lamb)
+        step = Launch(kind, False, scalars.data_ptr(), None, 0, stream)
         needed = kernels.dense_scratch(tensors, len(weights), step)
         scratch = torch.empty(max(needed, 16), dtype=torch.uint8, device="cuda")
         step.scratch, step.scratch_bytes = scratch.data_ptr(), needed

@@ -5,6 +5,9 @@ Written from the papers and from Keras's documentation, sharing no code with the
     adamw    Loshchilov and Hutter, 2019, algorithm 2 (amsgrad: Reddi et al., 2018)
     qhadam   Ma and Yarats, 2019, equations 16 to 18; qhadamw adds AdamW's decay
     lamb     You et al., 2020, algorithm 2
+
+And stochastic rounding from its definition: to one of the two neighbours, to the upper one with a probability
+that is the distance from the lower one.
 """
 
 import numpy as np
@@ -91,3 +94,34 @@ def train(
                 weights = [a.copy() for a in averages]
         history.append([w.copy() for w in weights])
     return history
+
+
+HALF_BITS = {
+    "float16": (11, -14),
+    "bfloat16": (8, -126),
+}  # of the significand, least exponent of a normal number
+
+
+def mixed(x):
+    """lowbias32, https://github.com/skeeto/hash-prospector: a hash of 32 bits."""
+    x = np.asarray(x, np.uint64) & 0xFFFFFFFF
+    x = (x ^ (x >> np.uint64(16))) * 0x21F0AAAD & 0xFFFFFFFF
+    x = (x ^ (x >> np.uint64(15))) * 0x735A2D97 & 0xFFFFFFFF
+    return x ^ (x >> np.uint64(15))
+
+
+def rounding_key(seed, iterations):
+    return int(mixed(seed + int(mixed(iterations))))
+
+
+def rounded_at_random(x, dtype, key, stream, elements):
+    """float32 values rounded to a half type; elements: their indices in variable number `stream`."""
+    bits, least = HALF_BITS[dtype]
+    x = np.asarray(x, np.float64)
+    with np.errstate(divide="ignore"):
+        exponents = np.maximum(np.floor(np.log2(np.abs(x))), least)
+    spacing = 2.0 ** (exponents - bits + 1)
+    below = np.floor(np.abs(x) / spacing)
+    stream_key = mixed(key + stream * 0x9E3779B9)
+    random = mixed(stream_key + np.asarray(elements, np.uint64)) % 2 ** (24 - bits) / 2 ** (24 - bits)
+    return np.sign(x) * (below + (np.abs(x) / spacing - below + random >= 1)) * spacing

@@ -44,6 +44,8 @@ WRONG = [
     ((tav.QHAdam, tav.LAMB), "peak_learning_rate", [0.1], "peak_learning_rate"),
     (ALL, "sparse_update", ["dense", None, True], "'lazy'"),
     (ALL, "fused", ["yes", None, 1], "'auto', True or False"),
+    (ALL, "master_weights", ["yes", None, 1], "True or False"),
+    (ALL, "stochastic_rounding", ["yes", None, 1], "True or False"),
     (ALL, "name", [3], "name"),
 ]
 ROWS = [

@@ -369,7 +369,10 @@ def dense_step(w, m, v, g, step=None, **attributes):
         "T": w[0].dtype,
         "squared_gradient": False,
         "trust_ratio": False,
+        "stochastic_rounding": False,
         "velocity_hats": [],
+        "master_weights": [],
+        "streams": list(range(len(w))),
     } | attributes
     attributes.setdefault("weight_decay", [True] * len(w))
     attributes.setdefault("layer_adaptation", [True] * len(w))
@@ -398,7 +401,7 @@ INVALID = tf.errors.InvalidArgumentError
         (lambda w: ([w], [ones(3)], [ones(3, dtype=tf.float64)], [tf.ones(3)]), "float"),
         (lambda w: ([w], [w], [ones(3)], [tf.ones(3)]), "different"),
         (lambda w: ([w, w], [ones(3), ones(3)], [ones(3), ones(3)], [tf.ones(3)] * 2), "different"),
-        (lambda w: ([w], [ones(3)], [ones(3)], [tf.ones(3)], [0.0] * 5), "step|13"),
+        (lambda w: ([w], [ones(3)], [ones(3)], [tf.ones(3)], [0.0] * 5), "step|14"),
     ],
     ids=[
         "slot's shape",
@@ -419,15 +422,39 @@ def test_the_op_checks_what_it_is_given(arguments, says, mode):
     np.testing.assert_array_equal(w.numpy(), np.ones(3))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "attributes", "says"),
+    [
+        (tf.float32, {"stochastic_rounding": True}, "half and bfloat16"),
+        (tf.float32, {"master_weights": 1}, "half and bfloat16"),
+        (tf.bfloat16, {"master_weights": 1, "stochastic_rounding": True}, "no `stochastic_rounding`"),
+        (tf.bfloat16, {"master_weights": 2}, "one element a variable"),
+        (tf.bfloat16, {"streams": [0, 1]}, "one element a variable"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_op_checks_how_weights_are_rounded(dtype, attributes, says, mode):
+    w, m, v, *masters = ones(3, dtype=dtype), ones(3), ones(3), ones(3), ones(3)
+    attributes = attributes | {"master_weights": handles(*masters[: attributes.get("master_weights", 0)])}
+
+    def call():
+        dense_step([w], [m], [v], [tf.ones(3, dtype)], **attributes)
+
+    with pytest.raises((INVALID, ValueError), match=says):
+        (call if mode == "eager" else tf.function(call))()
+    np.testing.assert_array_equal(w.numpy().astype(np.float32), np.ones(3))
+
+
 @pytest.mark.parametrize("ids", [[0, 3], [-1, 0]])
 def test_the_op_checks_the_rows(ids):
     w, m, v = (ones(3, 2) for _ in range(3))
     with pytest.raises(INVALID, match=r"must be in \[0, 3\).*Received: (3|-1)"):
         _library.load().tf_adam_variants_sparse_step(
             step=tf.zeros(len(Step._fields), tf.float64),
-            variable=w.handle, momentum=m.handle, velocity=v.handle, velocity_hats=[],
+            variable=w.handle, momentum=m.handle, velocity=v.handle, velocity_hats=[], master_weights=[],
             values=tf.ones((2, 2)), ids=tf.constant(ids), T=tf.float32,
             squared_gradient=False, trust_ratio=False, weight_decay=True, layer_adaptation=True, exact=True,
+            stochastic_rounding=False, stream=0,
         )  # fmt: skip
     np.testing.assert_array_equal([w, m, v], np.ones((3, 3, 2)))
 

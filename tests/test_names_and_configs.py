@@ -26,6 +26,8 @@ COMMON = {
     "gradient_accumulation_steps": 4,
     "sparse_update": "exact",
     "fused": "auto",
+    "master_weights": True,
+    "stochastic_rounding": False,
     "name": "mine",
 }
 DECAY = {"weight_decay": 0.5, "weight_decay_mode": "schedule", "peak_learning_rate": 0.75}
@@ -127,7 +129,7 @@ def test_schedules_come_back(cls):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_a_compiled_model_s_json(cls):
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
     model.compile(optimizer=cls(**ARGUMENTS[cls]), loss="mse")
     config = json.loads(json.dumps(model.get_compile_config()))
     again = keras.models.model_from_json(model.to_json())

@@ -55,6 +55,7 @@ def assert_same(have, want, tolerance=1e-12):
 
 def loop(strategy, optimizer, mode="graph", dtype="float64"):
     """A function that takes a step of `strategy.run`, given what each replica sees, and all variables."""
+    keras.utils.set_random_seed(0)
     with strategy.scope():
         layer = keras.layers.Layer(dtype=dtype)
         table, bias = layer.add_weight((9, 3), "ones"), layer.add_weight((4,), "ones")
@@ -135,9 +136,11 @@ def test_loop_with_a_schedule(fused, mode):
 @pytest.mark.parametrize("fused", [False, True])
 @BOTH
 @pytest.mark.parametrize("cls", [tav.AdamW, tav.LAMB])
-def test_loop_of_half_types(cls, how, fused, dtype):
+@pytest.mark.parametrize("option", [None, "master_weights", "stochastic_rounding"])
+def test_loop_of_half_types(option, cls, how, fused, dtype):
     """Moments are float32, gradients are not."""
-    check_loop(lambda: cls(0.125, sparse_update=how, fused=fused), dtype=dtype)
+    options = {option: True} if option else {}
+    check_loop(lambda: cls(0.125, sparse_update=how, fused=fused, **options), dtype=dtype)
 
 
 @pytest.mark.parametrize(

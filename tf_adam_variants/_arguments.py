@@ -136,6 +136,8 @@ class Common(TypedDict, total=False):
     exclude_from_weight_decay: Iterable[str] | None
     sparse_update: str
     fused: str | bool
+    master_weights: bool
+    stochastic_rounding: bool
     name: str
     clipnorm: float | None
     clipvalue: float | None
@@ -158,6 +160,8 @@ COMMON = {
     "exclude_from_weight_decay": Argument(None, patterns),
     "sparse_update": Argument("exact", one_of("exact", "lazy")),
     "fused": Argument("auto", auto_or_flag),
+    "master_weights": Argument(False, flag),
+    "stochastic_rounding": Argument(False, flag),
     "name": Argument(None, text),  # None here: each class has a name of its own
     "clipnorm": Argument(None, positive_or_none),
     "clipvalue": Argument(None, positive_or_none),
@@ -202,5 +206,7 @@ def check_together(options: Mapping[str, Any]) -> None:
     if len(clippings) > 1:
         received = ", ".join(f"{name}={value!r}" for name, value in clippings.items())
         raise ValueError(f"Only one of {', '.join(_CLIPPINGS)} can be set. Received: {received}")
+    if options.get("stochastic_rounding") and options.get("master_weights"):
+        _reject("stochastic_rounding", True, "False with master_weights=True, which rounds to nearest")
     if options.get("ema_overwrite_frequency") and not options.get("use_ema"):
         _reject("ema_overwrite_frequency", options["ema_overwrite_frequency"], "None unless use_ema=True")

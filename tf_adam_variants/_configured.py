@@ -14,6 +14,8 @@ from tf_adam_variants._exclusions import Exclusions
 from tf_adam_variants._update import FIELDS, Update
 from tf_adam_variants.fused import _library
 
+_OPTIONS = ("sparse_update", "fused", "master_weights", "stochastic_rounding")  # that Keras does not know
+
 
 class Configured(keras.optimizers.Optimizer):
     """A Keras optimizer with an `Update`, whose fields can be read and set as attributes."""
@@ -41,11 +43,12 @@ class Configured(keras.optimizers.Optimizer):
         decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
         unadapted = _arguments.patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
         adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", unadapted)
-        sparse_update, fused = options.pop("sparse_update"), options.pop("fused")
-        if fused is True and not _library.load():
+        own = {name: options.pop(name) for name in _OPTIONS}
+        if own["fused"] is True and not _library.load():
             raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
         super().__init__(learning_rate=learning_rate, weight_decay=update.weight_decay, **options)
-        self.sparse_update, self.fused = sparse_update, fused
+        for name, value in own.items():
+            setattr(self, name, value)
         self._decay_exclusions, self._adaptation_exclusions = decay_exclusions, adaptation_exclusions
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +88,9 @@ class Configured(keras.optimizers.Optimizer):
         return float(kept.numpy()) if hasattr(kept, "numpy") else kept
 
     def _check_slots_stay(self, name: str, value: Any) -> None:
-        needs_slots = name in ("amsgrad", "use_ema", "gradient_accumulation_steps")
+        needs_slots = name in (
+            "amsgrad", "use_ema", "gradient_accumulation_steps", "master_weights", "stochastic_rounding"
+        )  # fmt: skip
         if needs_slots and getattr(self, "built", False) and bool(value) != bool(getattr(self, name)):
             raise ValueError(
                 f"`{name}` decides which slots there are and cannot change once {self.name} is built. "
@@ -108,8 +113,7 @@ class Configured(keras.optimizers.Optimizer):
             config["exclude_from_layer_adaptation"] = self._adaptation_exclusions.patterns
         return config | {
             "exclude_from_weight_decay": self._decay_exclusions.patterns,
-            "sparse_update": self.sparse_update,
-            "fused": self.fused,
+            **{name: getattr(self, name) for name in _OPTIONS},
         }
 
     def exclude_from_weight_decay(

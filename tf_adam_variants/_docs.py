@@ -48,6 +48,18 @@ ARGUMENTS = {
         "`tf_adam_variants.fused`. True: a ValueError where it cannot. False: never. The attribute "
         "may be set later and holds for the steps that are traced from then on."
     ),
+    "master_weights": (
+        'bool. True: float16 and bfloat16 variables have a float32 copy in a slot "master_weight", which '
+        "the step updates and rounds to nearest into the variable, so that no change is too small to "
+        "count. An element that is assigned from outside, as by loading weights, is taken over into the "
+        "copy by the next step. For variables of which some at least have a half type."
+    ),
+    "stochastic_rounding": (
+        "bool. True: new weights of float16 and bfloat16 variables are rounded up or down at random, in "
+        "proportion, so that they are right on average, without a copy. The random numbers are made "
+        "from a seed that is saved, drawn from Python's `random` (`keras.utils.set_random_seed`), and "
+        "from the count of steps. Not together with `master_weights`."
+    ),
     "name": "str, not empty.",
     "clipnorm": "float > 0 or None. Each gradient is scaled down to at most this norm.",
     "clipvalue": "float > 0 or None. Each element of a gradient is clipped to [-clipvalue, clipvalue].",

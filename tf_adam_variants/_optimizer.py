@@ -56,10 +56,17 @@ class AdamVariant(Configured):
                 )
             return
         _slots.check_types(variables, self.name)
+        for option in ("master_weights", "stochastic_rounding"):
+            if getattr(self, option):
+                _slots.check_some_are_half(variables, option)
         super().build(variables)
         self._momentums, self._velocities = _slots.add(self, variables, "momentum", "velocity")
         if self._update.amsgrad:
             (self._velocity_hats,) = _slots.add(self, variables, "velocity_hat")
+        if self.master_weights:
+            self._master_weights = _slots.add_master_weights(self, variables)
+        if self.stochastic_rounding:
+            self._rounding_seed = _slots.add_rounding_seed(self)
         self._without_decay = self._decay_exclusions.of(variables)
         self._without_adaptation = (
             self._without_decay
@@ -166,7 +173,12 @@ class AdamVariant(Configured):
         grads_and_vars = list(grads_and_vars)
         learning_rate = _variables.on_first_replica(strategy, learning_rate)  # a schedule's: the same on all
         step_of = functools.cache(
-            functools.partial(Step.of, iterations=self.iterations, learning_rate=learning_rate)
+            functools.partial(
+                Step.of,
+                iterations=self.iterations,
+                learning_rate=learning_rate,
+                rounding_seed=self._rounding_seed if self.stochastic_rounding else None,
+            )
         )
         engine_of = functools.cache(self._engine)
         (common_devices, *others) = self._devices
@@ -211,10 +223,11 @@ class AdamVariant(Configured):
     def _parameter(self, gradient: Any, variable: Any, device: str, takes_slices: bool) -> Parameter:
         """A variable with its slots and its gradient, on this device; by rows where the gradient is."""
         index = self._get_variable_index(variable)
-        slots = [self._momentums, self._velocities, *([self._velocity_hats] if self._update.amsgrad else [])]
-        tensors = [variable, *(slot[index].value for slot in slots)]
-        tensors = [_variables.on_device(tensor, device) for tensor in tensors]
-        sentinels = None
+        tensors = {"variable": variable} | {
+            name: slots[index].value for name, slots in self._slots().items() if slots[index] is not None
+        }
+        tensors = {name: _variables.on_device(tensor, device) for name, tensor in tensors.items()}
+        ids = sentinels = None
         if self._lazily_accumulates(variable):
             gradient = _gradients.nonzero_rows(gradient)
         if self._replicas() > 1 and (self.clipnorm or self.clipvalue):
@@ -222,15 +235,26 @@ class AdamVariant(Configured):
         if isinstance(gradient, tf.IndexedSlices) and not takes_slices:
             gradient = self._summed(gradient, variable)
             sentinels = _gradients.sentinels(gradient, variable.shape[0])
-            tensors = [Rows(tensor, gradient.indices) for tensor in tensors]
-            gradient = gradient.values
-        w, m, v, *v_hat = tensors
+            ids, gradient = gradient.indices, gradient.values
+            tensors = {name: Rows(tensor, ids) for name, tensor in tensors.items()}
         return Parameter(
-            w, m, v, v_hat[0] if v_hat else None, gradient,
+            **tensors,
+            gradient=gradient,
             weight_decay=index not in self._without_decay,
             layer_adaptation=index not in self._without_adaptation,
+            stream=index if self.stochastic_rounding and _variables.is_half(variable) else None,
+            ids=ids,
             sentinels=sentinels,
-        )  # fmt: skip
+        )
+
+    def _slots(self) -> dict[str, list[Any]]:
+        """The slots of all variables, by the names that they have in a `Parameter`."""
+        slots = {"momentum": self._momentums, "velocity": self._velocities}
+        if self._update.amsgrad:
+            slots["velocity_hat"] = self._velocity_hats
+        if self.master_weights:
+            slots["master_weight"] = self._master_weights
+        return slots
 
     @tf.autograph.experimental.do_not_convert
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:

@@ -19,6 +19,11 @@ class Rows(NamedTuple):
     def dtype(self) -> tf.DType:
         return self.variable.dtype
 
+    @property
+    def shape(self) -> tf.TensorShape:
+        """The whole variable's."""
+        return self.variable.shape
+
     def value(self) -> Any:
         return self.variable.sparse_read(self.ids)
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_SLOTS = ("gradient_accumulator", "velocity_hat", "velocity", "momentum", "average")
+_SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
 _SCALARS = ("iteration", "learning_rate")
 _KEY = "layout"
 

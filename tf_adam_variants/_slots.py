@@ -1,7 +1,8 @@
-"""Slots: the moments of each variable, by Keras's names and in the type of the arithmetic."""
+"""Slots: the moments of each variable, by Keras's names and in the type of the arithmetic; master weights."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import keras
@@ -20,6 +21,16 @@ def check_types(variables: list[Any], name: str) -> None:
             )
 
 
+def check_some_are_half(variables: list[Any], option: str) -> None:
+    """Raise a ValueError for variables that an option for half types can do nothing for."""
+    if not any(map(_variables.is_half, variables)):
+        types = ", ".join(sorted({tf.as_dtype(variable.dtype).name for variable in variables}))
+        raise ValueError(
+            f"`{option}=True` is for float16 and bfloat16 variables. Received: variables of type {types}, "
+            "which are updated in full precision as they are (a mixed_... policy makes such). Leave it out"
+        )
+
+
 def add(optimizer: keras.optimizers.Optimizer, variables: list[Any], *names: str) -> list[list[Any]]:
     """Make slots of these names, all of the first variable before those of the second, as Keras does.
 
@@ -31,7 +42,31 @@ def add(optimizer: keras.optimizers.Optimizer, variables: list[Any], *names: str
     return [[row[i] for row in made] for i in range(len(names))]
 
 
-def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str) -> Any:
+def add_master_weights(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
+    """Make a float32 copy of each variable of a half type; None for the others."""
+
+    def copied(variable: Any) -> Any:
+        return lambda shape, dtype: tf.cast(_variables.tf_variable(variable), dtype)
+
+    return [
+        _add(optimizer, variable, "master_weight", copied(variable)) if _variables.is_half(variable) else None
+        for variable in variables
+    ]
+
+
+def add_rounding_seed(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Make a variable with a seed that is drawn from Python's `random`, as Keras's own seeds are."""
+    seed = random.getrandbits(32)
+    return optimizer.add_variable(
+        shape=(),
+        initializer=lambda shape, dtype: tf.constant(seed, dtype),
+        dtype="uint32",
+        aggregation="only_first_replica",
+        name="rounding_seed",
+    )
+
+
+def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros") -> Any:
     if getattr(variable, "overwrite_with_gradient", False):
         return None
     dtype = _variables.state_dtype(variable)
@@ -40,6 +75,7 @@ def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str) -> Any
     with tf.distribute.get_strategy().extended.colocate_vars_with(_variables.tf_variable(variable)):
         return optimizer.add_variable(
             shape=variable.shape,
+            initializer=initializer,
             dtype=dtype.name,
             name=f"{_variables.path(variable).replace('/', '_')}_{name}",
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tf_adam_variants import _rounding
 from tf_adam_variants._update import Update
 
 Scalar = Any  # a float64 tensor or a Python number
@@ -42,9 +43,10 @@ class Step(NamedTuple):
     learning_rate: Scalar
     trust_ratio_min: Scalar
     trust_ratio_max: Scalar
+    rounding_key: Scalar  # below 2^32, of the random numbers that round weights
 
     @classmethod
-    def of(cls, update: Update, iterations: Any, learning_rate: Any) -> Step:
+    def of(cls, update: Update, iterations: Any, learning_rate: Any, rounding_seed: Any = None) -> Step:
         """The step after so many iterations, in float64."""
         learning_rate = tf.cast(learning_rate, tf.float64)
         correction_1 = correction_2 = tf.ones((), tf.float64)
@@ -70,6 +72,7 @@ class Step(NamedTuple):
             learning_rate=learning_rate,
             trust_ratio_min=0.0 if low is None else low,
             trust_ratio_max=math.inf if high is None else high,
+            rounding_key=0.0 if rounding_seed is None else _rounding.step_key(rounding_seed, iterations),
         )
 
     def cast(self, dtype: tf.DType) -> Step:
@@ -105,10 +108,17 @@ class Parameter(NamedTuple):
     variable: Any
     momentum: Any  # the type of the slots is the type of the arithmetic
     velocity: Any
-    velocity_hat: Any | None  # with amsgrad
     gradient: Any  # a tensor; slices for an engine that takes them
     weight_decay: bool  # False: excluded from it
     layer_adaptation: bool
+    velocity_hat: Any | None = None  # with amsgrad
+    master_weight: Any | None = (
+        None  # of a half-type variable: what the step updates; the variable is its rounding
+    )
+    stream: int | None = (
+        None  # of the random numbers that a half-type variable is rounded by; None: to nearest
+    )
+    ids: Any | None = None  # of the rows that are updated, where the tensors are views of rows
     sentinels: Any | None = None  # which rows have a sentinel id, and values that mean nothing
 
 

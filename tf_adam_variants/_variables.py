@@ -26,10 +26,14 @@ def paths(variables: Iterable[Any]) -> str:
     return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
+def is_half(variable: Any) -> bool:
+    """Whether it is of type float16 or bfloat16."""
+    return tf.as_dtype(variable.dtype) in (tf.float16, tf.bfloat16)
+
+
 def state_dtype(variable: Any) -> tf.DType:
     """The type of a variable's moments, norms and arithmetic."""
-    dtype = tf.as_dtype(variable.dtype)
-    return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
+    return tf.float32 if is_half(variable) else tf.as_dtype(variable.dtype)
 
 
 def tf_variable(variable: Any) -> Any:

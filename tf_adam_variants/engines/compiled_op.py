@@ -88,12 +88,15 @@ def _take_dense(group: Sequence[Parameter], update: Update, step: Any) -> None:
         momentums=[p.momentum.handle for p in group],
         velocities=[p.velocity.handle for p in group],
         velocity_hats=[p.velocity_hat.handle for p in group if p.velocity_hat is not None],
+        master_weights=[p.master_weight.handle for p in group if p.master_weight is not None],
         gradients=[p.gradient for p in group],
         T=group[0].variable.dtype,
         squared_gradient=update.nu_2 != 1,
         trust_ratio=update.trust_ratio,
         weight_decay=[p.weight_decay for p in group],
         layer_adaptation=[p.layer_adaptation for p in group],
+        stochastic_rounding=group[0].stream is not None,
+        streams=[p.stream or 0 for p in group],
     )
 
 
@@ -104,6 +107,7 @@ def _take_sparse(p: Parameter, update: Update, step: Any, exact: bool) -> None:
         momentum=p.momentum.handle,
         velocity=p.velocity.handle,
         velocity_hats=[] if p.velocity_hat is None else [p.velocity_hat.handle],
+        master_weights=[] if p.master_weight is None else [p.master_weight.handle],
         values=_in_a_type_of(p, p.gradient.values),
         ids=p.gradient.indices,
         T=p.variable.dtype,
@@ -111,6 +115,8 @@ def _take_sparse(p: Parameter, update: Update, step: Any, exact: bool) -> None:
         trust_ratio=update.trust_ratio,
         weight_decay=p.weight_decay,
         layer_adaptation=p.layer_adaptation,
+        stochastic_rounding=p.stream is not None,
+        stream=p.stream or 0,
         exact=exact,
     )
 

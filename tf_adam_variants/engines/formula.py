@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_adam_variants import _rounding
 from tf_adam_variants._step import Parameter, Step, Workload
 from tf_adam_variants._update import Update
 
@@ -41,17 +42,17 @@ def global_norm(gradients: Sequence[Any], device: str = "") -> Any:
 def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
     """Update variables and slots, each by a few operations."""
     scales = tf.is_tensor(step.gradient_scale)
+    rounding_key = step.rounding_key  # float32 would not hold it
     step = step.cast(parameters[0].momentum.dtype)
     for parameter in parameters:
-        _take(parameter, update, step, scales)
+        _take(parameter, update, step, scales, rounding_key)
 
 
-def _take(p: Parameter, update: Update, step: Step, scales: bool) -> None:
-    dtype = p.momentum.dtype
-    g = tf.cast(p.gradient, dtype)
+def _take(p: Parameter, update: Update, step: Step, scales: bool, rounding_key: Any) -> None:
+    g = tf.cast(p.gradient, p.momentum.dtype)
     if scales:
         g *= step.gradient_scale
-    w = tf.cast(p.variable.value(), dtype)
+    w = weights(p)
     m, v = moments(p.momentum.value(), p.velocity.value(), g, update, step)
     p.momentum.assign(m)
     p.velocity.assign(v)
@@ -66,10 +67,28 @@ def _take(p: Parameter, update: Update, step: Step, scales: bool) -> None:
             u *= step.learning_rate * trust_ratio(w, u, p.sentinels, update, step)
         else:
             u *= step.learning_rate
-    if dtype == p.variable.dtype:
+    if p.variable.dtype == p.momentum.dtype:
         p.variable.assign_sub(u)
+    elif p.stream is not None:
+        elements = _rounding.elements(p.variable.shape, p.ids)
+        p.variable.assign(_rounding.at_random(w - u, p.variable.dtype, rounding_key, p.stream, elements))
     else:
         p.variable.assign(tf.cast(w - u, p.variable.dtype))
+        if p.master_weight is not None:
+            p.master_weight.assign(w - u)
+
+
+def weights(p: Parameter) -> Any:
+    """The weights that the step begins with, in the type of the moments.
+
+    They are the master weights, but for elements of the variable that are not the rounding of theirs: those
+    were assigned since the last step, by loading, by an average or by a constraint.
+    """
+    w = tf.cast(p.variable.value(), p.momentum.dtype)
+    if p.master_weight is None:
+        return w
+    master = p.master_weight.value()
+    return tf.where(tf.cast(master, p.variable.dtype) == p.variable.value(), master, w)
 
 
 def moments(m: Any, v: Any, g: Any, update: Update, step: Step) -> tuple[Any, Any]:

@@ -1,0 +1,60 @@
+"""Rounding to float16 and bfloat16 at random: up or down in proportion, so that it is right on average.
+
+The random number of an element is a hash of the optimizer's seed, the step, the variable and the element's
+index. Nothing else has to be kept for a resumed run to have the same bits, and every engine rounds alike:
+custom_ops/adam_math.h and half_types.h compute the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def step_key(seed: Any, iterations: Any) -> Any:
+    """The key of a step's random numbers, below 2^32, in float64."""
+    return tf.cast(_mixed(_uint32(seed) + _mixed(_uint32(iterations))), tf.float64)
+
+
+def at_random(x: Any, dtype: tf.DType, key: Any, stream: int, elements: Any) -> Any:
+    """float32 values in a half type.
+
+    Args:
+        x: what is rounded.
+        dtype: float16 or bfloat16.
+        key: the step's.
+        stream: the variable's.
+        elements: the index in the variable of each value, uint32.
+    """
+    key = _mixed(tf.cast(key, tf.uint32) + _uint32(stream * 0x9E3779B9 % 2**32))
+    random = _mixed(elements + key)
+    cut = 16 if dtype == tf.bfloat16 else 13  # the bits that float32 has more
+    mask = _uint32(2**cut - 1)
+    random = tf.bitwise.bitwise_and(random, mask)
+    carried = tf.bitcast(x, tf.uint32) + random  # of the bits that are cut off, if there are any
+    rounded = tf.bitcast(tf.bitwise.bitwise_and(carried, tf.bitwise.invert(mask)), tf.float32)
+    if dtype == tf.float16:  # denormals have fewer bits
+        units = tf.floor(tf.abs(x) * 2.0**24 + tf.cast(random, tf.float32) * 2.0**-cut)
+        rounded = tf.where(tf.abs(x) < 2.0**-14, tf.sign(x) * units * 2.0**-24, rounded)
+    return tf.cast(tf.where(tf.math.is_finite(x), rounded, x), dtype)
+
+
+def elements(shape: tf.TensorShape, ids: Any | None) -> Any:
+    """The index in a variable of this shape of each of its elements, or of each in the rows of these ids."""
+    if ids is None:
+        return tf.reshape(tf.cast(tf.range(shape.num_elements(), dtype=tf.int64), tf.uint32), shape)
+    width = shape[1:].num_elements()
+    first = tf.cast(ids, tf.int64)[:, None] * width
+    return tf.reshape(tf.cast(first + tf.range(width, dtype=tf.int64), tf.uint32), [-1, *shape[1:]])
+
+
+def _mixed(x: Any) -> Any:
+    """lowbias32, of Chris Wellons' hash-prospector."""
+    x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, _uint32(16))) * _uint32(0x21F0AAAD)
+    x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, _uint32(15))) * _uint32(0x735A2D97)
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, _uint32(15)))
+
+
+def _uint32(value: Any) -> Any:
+    return tf.constant(value, tf.uint32) if isinstance(value, int) else tf.cast(value, tf.uint32)
