@@ -196,12 +196,11 @@ def test_gradients_accumulate(cls, fused, how):
         assert int(optimizer.variables[0]) == count
 
 
-@FUSED
 @CLASSES
-def test_a_checkpoint_takes_training_back(cls, fused, tmp_path):
+def test_a_checkpoint_takes_training_back(cls, tmp_path):
     """Restored into the optimizer that went on in the meantime, which then takes the same step again."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    model.compile(cls(0.125, fused=fused), "mse")
+    model.compile(cls(0.125), "mse")
     x, y = np.random.default_rng(0).uniform(size=(2, 1, 2))
     model.train_on_batch(x, y)
     before = model.predict(x, verbose=0)
