@@ -28,6 +28,9 @@ CLASSES = pytest.mark.parametrize("cls", LIKE_SGD, ids=lambda cls: cls.__name__)
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["pure", "fused"])
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 
+# Keras 3.6 has no MultiOptimizer, and does some of what its tests ask for today wrongly itself.
+NEWER = pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="Keras is older than it")
+
 START = np.array([[1.0, 2.0], [3.0, 4.0]], "float32")
 ONES = np.ones((2, 2), "float32")
 
@@ -295,6 +298,7 @@ def test_a_copy_of_an_optimizer_goes_on(case, copied):
         np.testing.assert_array_equal(have, want)
 
 
+@NEWER
 @FUSED
 @CLASSES
 def test_keras_s_variables_beside_tensorflow_s(cls, fused):

@@ -139,8 +139,9 @@ def test_an_id_twice_is_the_gradient_twice(cls, how, fused, dtype):
 def test_hyperparameters_are_no_functions_but_can_be_set(name):
     """Addons' are functions that every step asks. Here an attribute is set; the rate may be a function."""
     optimizer = tav.AdamW()
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        tav.AdamW(**{name: lambda: 0.5})
+    for wrong in (lambda: 0.5, FALLING):
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            tav.AdamW(**{name: wrong})
     setattr(optimizer, name, 0.5)
     assert optimizer.get_config()[name] == 0.5
 
