@@ -424,6 +424,17 @@ def test_weight_decay_and_who_is_excluded(cls, fused):
     close(decayed_three_times(cls, fused=fused), [1.9760959, 2.0, 2.0], 1e-6)
 
 
+@FUSED
+@pytest.mark.parametrize("made", [tf.Variable, keras.Variable])
+@pytest.mark.parametrize("cls", [tav.AdamW, tav.QHAdamW, tav.LAMB])
+def test_a_variable_is_excluded_and_not_its_namesake(cls, made, fused):
+    weights = [made([1.0, 2.0], name="w") for _ in range(3)]
+    optimizer = cls(0.5, weight_decay=0.5, fused=fused)
+    optimizer.exclude_from_weight_decay(var_list=weights[1:2])
+    optimizer.apply([gradient([0.0, 0.0])] * 3, weights)
+    assert [bool(np.all(w.numpy() == [1.0, 2.0])) for w in weights] == [False, True, False]
+
+
 # Keras's numbers for AdamW(1.0, weight_decay=0.5, epsilon=2): gradients of 0.01, then of 0.1 to 1.
 FIRST, THEN = np.full(10, 0.01), np.arange(0.1, 1.1, 0.1)
 GOLDEN = np.array(
