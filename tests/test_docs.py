@@ -101,6 +101,33 @@ def test_links_lead_somewhere(page):
                 assert heading in {re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles}, target
 
 
+def tests_in(text):
+    """All that a text names as `test_file::test_function`."""
+    return set(re.findall(r"`(test_\w+)::(test_\w+)`", text))
+
+
+def test_the_tests_named_on_the_page_of_peers_are_there():
+    """Each exists, each test written for it is named, and each row that differs says why."""
+    page = (ROOT / "docs" / "peers.md").read_text()
+    there = {
+        (file.stem, name)
+        for file in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    named = tests_in(page)
+    assert named <= there, named - there
+    written = {(file, name) for file, name in there if file.startswith("test_peers")}
+    assert written <= named, written - named
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    rows = [row for row in rows if len(row) == 5 and row[-1] not in ("---", "where ours differs")]
+    assert len(rows) >= 60
+    for theirs, _, holds, shown_by, differs in rows:
+        assert holds in ("yes", "other", "no"), theirs
+        assert holds == "no" or tests_in(shown_by), theirs
+        assert holds == "yes" or differs, theirs
+
+
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
     assert listed == {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}

@@ -17,30 +17,43 @@ class Exclusions:
     def __init__(self, argument: str, patterns: list[str] | None) -> None:
         self._argument, self._given = argument, patterns
         self._added: list[str] = []
+        self._listed: dict[str, list[Any]] = {}  # the method's variables, by the pattern of their path
 
     def add(self, variables: Iterable[Any] | None, patterns: Iterable[str] | None) -> None:
         """Exclude these too, instead of those that an earlier call added."""
         names = _arguments.patterns("var_names", patterns) or []
-        self._added = names + [f"^{re.escape(_variables.path(variable))}$" for variable in variables or ()]
+        listed: dict[str, list[Any]] = {}
+        for variable in variables or ():
+            pattern = f"^{re.escape(_variables.path(variable))}$"
+            listed.setdefault(pattern, []).append(_variables.tf_variable(variable))
+        self._added, self._listed = names, listed
 
     @property
     def patterns(self) -> list[str] | None:
         """All patterns; None where none were ever given."""
-        if self._given is None and not self._added:
+        if self._given is None and not self._added and not self._listed:
             return None
-        return list(dict.fromkeys([*(self._given or ()), *self._added]))
+        return list(dict.fromkeys([*(self._given or ()), *self._added, *self._listed]))
 
     def excludes(self, variable: Any) -> bool:
         """Whether a pattern matches the variable's path."""
         return any(re.search(pattern, _variables.path(variable)) for pattern in self.patterns or ())
 
+    def _matches(self, pattern: str, variables: list[Any]) -> set[int]:
+        """The indices of those whose path matches; of several of one path those that were listed, if any."""
+        matches = {i for i, v in enumerate(variables) if re.search(pattern, _variables.path(v))}
+        if pattern in [*(self._given or ()), *self._added]:
+            return matches
+        listed = set(map(id, self._listed[pattern]))
+        return {i for i in matches if id(_variables.tf_variable(variables[i])) in listed} or matches
+
     def of(self, variables: Iterable[Any]) -> frozenset[int]:
         """The indices of the variables that are excluded. Warns of a pattern that matches none of them."""
-        paths = [_variables.path(variable) for variable in variables]
+        variables = list(variables)
         unmatched = []
         excluded: set[int] = set()
         for pattern in self.patterns or ():
-            matches = {i for i, path in enumerate(paths) if re.search(pattern, path)}
+            matches = self._matches(pattern, variables)
             excluded |= matches
             if not matches:
                 unmatched.append(pattern)
