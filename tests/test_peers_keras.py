@@ -328,6 +328,23 @@ def test_names_do_not_depend_on_what_was_made_before(cls):
     ]
 
 
+@FUSED
+@CLASSES
+def test_gradients_and_ids_as_lists(cls, fused):
+    """Keras makes tensors of them, of the variable's type."""
+    weights, table = tf.Variable(np.ones(2)), tf.Variable(np.ones((5, 2)))
+    twins = tf.Variable(np.ones(2)), tf.Variable(np.ones((5, 2)))
+    values, whole = np.full((3, 2), 0.5), np.zeros((5, 2))
+    whole[NAMED] = values
+    for ids in (NAMED, tuple(NAMED)):
+        cls(fused=fused).apply(
+            [[0.1, -0.3], tf.IndexedSlices(tf.constant(values), ids, (5, 2))], [weights, table]
+        )
+        cls(fused=fused).apply([tf.constant([0.1, -0.3], tf.float64), tf.constant(whole)], twins)
+    close(weights, twins[0].numpy(), 1e-14)
+    close(table, twins[1].numpy(), 1e-14)
+
+
 # -- optimizer_sparse_test -----------------------------------------------------------------------------------
 
 NAMED = [0, 2, 4]

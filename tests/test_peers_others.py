@@ -291,8 +291,22 @@ def test_what_pytorch_takes_and_these_do_not(cls):
 
 
 @CLASSES
-def test_a_variable_twice_in_one_step_is_an_error(cls):
+def test_a_variable_twice_is_an_error(cls):
     weights = tf.Variable([1.0, 2.0], name="w")
-    with pytest.raises(ValueError, match="given a variable more than once: w, w"):
-        cls().apply([tf.ones(2)] * 2, [weights, weights])
+    for action in (
+        lambda: cls().build([weights, weights]),
+        lambda: cls().apply([tf.ones(2)] * 2, [weights, weights]),
+    ):
+        with pytest.raises(ValueError, match="given a variable more than once: w, w"):
+            action()
     np.testing.assert_array_equal(weights, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("made", [tf.Variable, keras.Variable])
+@CLASSES
+def test_a_variable_in_place_of_a_list_is_an_error(cls, made):
+    weights = made([1.0, 2.0], name="w")
+    for action in (lambda: cls().build(weights), lambda: cls().apply([tf.ones(2)], weights)):
+        with pytest.raises(ValueError, match=r"needs a list of variables\. Received: the variable w alone"):
+            action()
+    np.testing.assert_array_equal(weights.numpy(), [1.0, 2.0])

@@ -25,14 +25,17 @@ def _with_values(slices: tf.IndexedSlices, values: Any) -> Slices:
 # -- checks --------------------------------------------------------------------------------------------------
 
 
-def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) -> None:
-    """Raise a ValueError unless there is one gradient a variable, of its shape.
+def checked(grads: list[Any], variables: list[Any], keys: list[Any], name: str) -> list[Any]:
+    """The gradients, with lists as tensors, if there is one a variable, of its shape.
 
     Args:
         grads: gradients, some of which may be None.
         variables: their variables.
         keys: what identifies each variable.
         name: the optimizer's.
+
+    Raises:
+        ValueError: if there is not.
     """
     if len(grads) != len(variables):
         raise ValueError(
@@ -41,12 +44,24 @@ def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) ->
         )
     if len(set(keys)) != len(keys):
         raise ValueError(f"{name} was given a variable more than once: {_variables.paths(variables)}")
+    grads = [_without_lists(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
     for gradient, variable in zip(grads, variables, strict=True):
         if gradient is not None and not tf.TensorShape(variable.shape).is_compatible_with(_shape(gradient)):
             raise ValueError(
                 f"The gradient of {_variables.path(variable)} must have its shape, "
                 f"{tuple(variable.shape)}. Received: a gradient of shape {_shape(gradient)}"
             )
+    return grads
+
+
+def _without_lists(gradient: Any, variable: Any) -> Any:
+    """A gradient, or the ids of its slices, as a tensor where it is a list or tuple, as Keras takes them."""
+    if isinstance(gradient, (list, tuple)):
+        return tf.convert_to_tensor(gradient, _variables.state_dtype(variable))
+    if isinstance(gradient, tf.IndexedSlices) and isinstance(gradient.indices, (list, tuple)):
+        ids = tf.convert_to_tensor(gradient.indices, tf.int64)
+        return tf.IndexedSlices(gradient.values, ids, gradient.dense_shape)
+    return gradient
 
 
 def _shape(gradient: Any) -> tf.TensorShape:

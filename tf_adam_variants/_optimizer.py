@@ -46,15 +46,20 @@ class AdamVariant(Configured):
 
     def build(self, variables: Iterable[Any]) -> None:
         """Make the slots, and fix which variables decay and adapt."""
-        variables = list(variables)
+        variables = _variables.listed(variables, self.name)
+        keys = [self._var_key(v) for v in variables]
         if self.built:
-            if [self._var_key(v) for v in variables] != [self._var_key(v) for v in self._trainable_variables]:
+            if keys != [self._var_key(v) for v in self._trainable_variables]:
                 raise ValueError(
                     f"{self.name} is already built on {_variables.paths(self._trainable_variables)} and "
                     f"cannot be built again on {_variables.paths(variables)}. Make a new optimizer: "
                     f"{type(self).__name__}.from_config(optimizer.get_config())"
                 )
             return
+        if len(set(keys)) != len(keys):
+            raise ValueError(
+                f"{self.name} was given a variable more than once: {_variables.paths(variables)}"
+            )
         _slots.check_types(variables, self.name)
         for option in ("master_weights", "stochastic_rounding"):
             if getattr(self, option):
@@ -115,8 +120,8 @@ class AdamVariant(Configured):
         if not grads or trainable_variables is None:
             super().apply(grads)  # nothing to do, or Keras says what is missing
             return
-        variables = list(trainable_variables)
-        _gradients.check(grads, variables, [self._var_key(v) for v in variables], self.name)
+        variables = _variables.listed(trainable_variables, self.name)
+        grads = _gradients.checked(grads, variables, [self._var_key(v) for v in variables], self.name)
         if not self.built:  # not below, where the slots' creation would wait for the ids
             self.build(variables)
         # A wrong id anywhere stops the step before any variable is written.

@@ -31,6 +31,16 @@ def is_half(variable: Any) -> bool:
     return tf.as_dtype(variable.dtype) in (tf.float16, tf.bfloat16)
 
 
+def listed(variables: Iterable[Any], name: str) -> list[Any]:
+    """The variables as a list. One alone is an error: its elements would be taken for variables."""
+    if hasattr(variables, "dtype"):
+        raise ValueError(
+            f"{name} needs a list of variables. Received: the variable {path(variables)} alone. "
+            "Write [variable]"
+        )
+    return list(variables)
+
+
 def state_dtype(variable: Any) -> tf.DType:
     """The type of a variable's moments, norms and arithmetic."""
     return tf.float32 if is_half(variable) else tf.as_dtype(variable.dtype)
