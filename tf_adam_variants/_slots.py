@@ -9,6 +9,17 @@ import tensorflow as tf
 
 from tf_adam_variants import _variables
 
+# Lists with one entry a variable, in the order in which they were added. The first three are Keras's.
+_BY_VARIABLE = (
+    *("_trainable_variables", "_model_variables_moving_average", "_accumulated_gradients"),
+    *("_momentums", "_velocities", "_velocity_hats"),
+)
+
+
+def by_variable(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
+    """The lists of variables and of slots that an optimizer has, by the names of its attributes."""
+    return {name: list(getattr(optimizer, name)) for name in _BY_VARIABLE if hasattr(optimizer, name)}
+
 
 def check_types(variables: list[Any], name: str) -> None:
     """Raise a ValueError for a variable that has no real floating type."""
