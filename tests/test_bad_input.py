@@ -151,7 +151,7 @@ def test_built_twice(weights):
     for known in (weights[:1], weights[::-1], []):
         optimizer.build(known)
         assert len(optimizer.variables) == count
-    with pytest.raises(ValueError, match="c of type.*int32"):
+    with pytest.raises(ValueError, match=r"c of type.*int32"):
         optimizer.build([*weights, tf.Variable(1, name="c")])
     assert len(optimizer.variables) == count
     assert unchanged(optimizer, weights)

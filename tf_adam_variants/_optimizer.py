@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any, Unpack
 
+import keras
 import tensorflow as tf
 
 from tf_adam_variants import _arguments, _gradients, _slots, _variables, engines
@@ -25,6 +26,7 @@ class AdamVariant(Configured):
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_all_reduce_sum_gradients`,
     `_clip_gradients`, `_use_weight_decay`, `_check_variables_are_known`,
     `_overwrite_model_variables_with_average_value`, `_model_variables_moving_average`,
+    `_accumulated_gradients`,
     `_trainable_variables_indices`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
     `_distribution_strategy`, `_learning_rate`, and TensorFlow's `_trackable_children` (keeps the layout out
     of SavedModels).
@@ -63,13 +65,18 @@ class AdamVariant(Configured):
         if self.built and not new:
             return
         _slots.check_types(new, self.name)
-        known = _slots.by_variable(self) if self.built else {}
-        super().build(new)
-        self._momentums, self._velocities = _slots.add(self, new, "momentum", "velocity")
-        if self._update.amsgrad:
-            (self._velocity_hats,) = _slots.add(self, new, "velocity_hat")
-        if known:
-            self._come_after(known)
+        added = self.built
+        if added:
+            self._build_on_more(new)
+        else:
+            super().build(new)
+        moments = _slots.add(self, new, "momentum", "velocity")
+        hats = _slots.add(self, new, "velocity_hat") if self._update.amsgrad else []
+        for name, slots in zip(("_momentums", "_velocities", "_velocity_hats"), moments + hats, strict=False):
+            if added:
+                getattr(self, name).extend(slots)
+            else:
+                setattr(self, name, slots)
         variables = self._trainable_variables
         self._without_decay = self._decay_exclusions.of(variables)
         self._without_adaptation = (
@@ -78,23 +85,23 @@ class AdamVariant(Configured):
             else self._adaptation_exclusions.of(variables)
         )
         self._devices = frozenset(map(_variables.devices, variables))
-        self._layout.slots_were_made(added=bool(known))
+        self._layout.slots_were_made(added)
 
-    def _come_after(self, known: dict[str, list[Any]]) -> None:
-        """Put what was just built behind what was there before."""
-        first, count = len(known["_trainable_variables"]), len(self._trainable_variables)
-        with tf.init_scope():
-            self._layout.starts |= dict.fromkeys(range(first, first + count), int(self.iterations))
-            if self.use_ema:  # as after a first step; from 0 it would be far off
-                for variable, average in zip(
-                    self._trainable_variables, self._model_variables_moving_average, strict=True
-                ):
-                    if average is not None:
-                        average.assign(variable)
-        for name, before in known.items():
-            setattr(self, name, [*before, *getattr(self, name)])
-        for i, variable in enumerate(self._trainable_variables):
+    def _build_on_more(self, new: list[Any]) -> None:
+        """What Keras's `build` does, for variables that come after those it was called with."""
+        first = len(self._trainable_variables)
+        for i, variable in enumerate(new, first):
             self._trainable_variables_indices[self._var_key(variable)] = i
+        self._trainable_variables.extend(new)
+        with tf.init_scope():
+            updates = int(keras.ops.convert_to_numpy(self.iterations))
+        self._layout.starts |= dict.fromkeys(range(first, first + len(new)), updates)
+        if self.use_ema:
+            self._model_variables_moving_average.extend(_slots.add_averages(self, new))
+        if self.gradient_accumulation_steps:
+            self._accumulated_gradients.extend(
+                self.add_variable_from_reference(variable, name="gradient_accumulator") for variable in new
+            )
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""
@@ -157,8 +164,8 @@ class AdamVariant(Configured):
         if unknown:
             raise ValueError(
                 f"Unknown variables: {_variables.paths(unknown)}. {self.name} has no slots for them. To add "
-                "some, call `optimizer.build(model.trainable_variables)` before the step (the other variables "
-                "keep theirs), or compile the model with a new optimizer"
+                "some, call `optimizer.build(model.trainable_variables)` before the step (the others keep "
+                "theirs), or compile the model with a new optimizer"
             )
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:

@@ -175,7 +175,7 @@ class SavedState(tf.train.experimental.PythonState):
 
     def _set_starts(self, entries: Sequence[Entry]) -> None:
         """Take over the starts of what was restored: one entry for each of the optimizer's variables."""
-        indices = _indices(self._optimizer)
+        indices = _slots.indices(self._optimizer)
         starts = {
             indices[id(variable)]: entry.start
             for variable, entry in zip(self._optimizer.variables, entries, strict=False)
@@ -194,16 +194,9 @@ def _has_slots(arrays: Mapping[str, np.ndarray]) -> bool:
     return len(arrays) - (_KEY in arrays) > 2
 
 
-def _indices(optimizer: Any) -> dict[int, int]:
-    """The index of the variable that a slot belongs to, by the slot's id."""
-    lists = _slots.by_variable(optimizer)
-    del lists["_trainable_variables"]
-    return {id(slot): i for slots in lists.values() for i, slot in enumerate(slots) if slot is not None}
-
-
 def _describe(optimizer: Any) -> list[Entry]:
     """One entry for each of the optimizer's variables, in order."""
-    indices = _indices(optimizer) if optimizer.built else {}
+    indices = _slots.indices(optimizer) if optimizer.built else {}
     starts = optimizer._layout.starts
     return [
         Entry(

@@ -9,16 +9,17 @@ import tensorflow as tf
 
 from tf_adam_variants import _variables
 
-# Lists with one entry a variable, in the order in which they were added. The first three are Keras's.
-_BY_VARIABLE = (
-    *("_trainable_variables", "_model_variables_moving_average", "_accumulated_gradients"),
+# The attributes with a list of slots, one a variable. The first two are Keras's.
+_LISTS = (
+    *("_model_variables_moving_average", "_accumulated_gradients"),
     *("_momentums", "_velocities", "_velocity_hats"),
 )
 
 
-def by_variable(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
-    """The lists of variables and of slots that an optimizer has, by the names of its attributes."""
-    return {name: list(getattr(optimizer, name)) for name in _BY_VARIABLE if hasattr(optimizer, name)}
+def indices(optimizer: keras.optimizers.Optimizer) -> dict[int, int]:
+    """The index of the variable that a slot belongs to, by the slot's id."""
+    lists = [getattr(optimizer, name, ()) for name in _LISTS]
+    return {id(slot): i for slots in lists for i, slot in enumerate(slots) if slot is not None}
 
 
 def check_types(variables: list[Any], name: str) -> None:
@@ -40,6 +41,21 @@ def add(optimizer: keras.optimizers.Optimizer, variables: list[Any], *names: str
     """
     made = [[_add(optimizer, variable, name) for name in names] for variable in variables]
     return [[row[i] for row in made] for i in range(len(names))]
+
+
+def add_averages(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
+    """Make the averages of variables that were added later, equal to these as after Keras's first step."""
+    averages = [
+        None
+        if getattr(variable, "overwrite_with_gradient", False)
+        else optimizer.add_variable_from_reference(variable, name="average")
+        for variable in variables
+    ]
+    with tf.init_scope():
+        for variable, average in zip(variables, averages, strict=True):
+            if average is not None:
+                average.assign(variable)
+    return averages
 
 
 def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str) -> Any:
