@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_saving import OPTIMIZERS, assert_same, fit, model, state
+from test_strategies import strategy_of
 
 import tf_adam_variants as tav
 
@@ -109,8 +110,8 @@ def test_state_that_is_assigned_is_taken_up(case, mode):
 def test_names_and_order_of_variables_are_keras_s():
     for options in ({}, {"amsgrad": True}, {"use_ema": True, "gradient_accumulation_steps": 2}):
         ours, theirs = (model(cls(RATE, **options)) for cls in (tav.AdamW, keras.optimizers.AdamW))
-        fit(ours, 1)
-        fit(theirs, 1)
+        for made in (ours, theirs):
+            made.optimizer.build(made.trainable_variables)
         assert [v.name for v in ours.optimizer.variables] == [v.name for v in theirs.optimizer.variables]
 
 
@@ -266,8 +267,9 @@ def values(made):
     return slots | {str(i): w for i, w in enumerate(made.get_weights())}
 
 
-@pytest.mark.parametrize("way", [by_file, by_weights, by_weights_built])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(
+    ("name", "way"), [("everything", by_file), ("LAMB", by_weights), ("LAMB", by_weights_built)]
+)
 def test_a_model_with_a_frozen_layer_is_saved_and_thawed_later(name, way, tmp_path):
     made = model(OPTIMIZERS[name]())
     fit(made)
@@ -285,8 +287,9 @@ def test_a_model_with_a_frozen_layer_is_saved_and_thawed_later(name, way, tmp_pa
     assert_same_slots(values(other), values(made))
 
 
-@pytest.mark.parametrize("way", [by_file, by_weights, by_weights_built])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(
+    ("name", "way"), [("LAMB", by_file), ("everything", by_weights), ("LAMB", by_weights_built)]
+)
 def test_a_model_whose_layers_were_added_is_saved(name, way, tmp_path):
     """The new optimizer has its slots in another order: they go by names, and the steps count as before."""
     made = thawed(name)
@@ -355,16 +358,15 @@ def inner(made):
     return getattr(made.optimizer, "inner_optimizer", made.optimizer)
 
 
-@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
 @pytest.mark.parametrize("before", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("after", ["float32", "mixed_float16", "mixed_bfloat16"])
-def test_state_moves_between_policies(before, after, built, tmp_path):
+def test_state_moves_between_policies(before, after, tmp_path):
     made = mixed(before, tav.QHAdamW(RATE))
     fit(made)
     made.save_weights(tmp_path / "model.weights.h5")
     path = tf.train.Checkpoint(model=made, optimizer=inner(made)).save(tmp_path / "ckpt")
     want = [v.numpy() for v in inner(made).variables]
-    for way in ("weights", "checkpoint"):
+    for way, built in (("weights", False), ("weights", True), ("checkpoint", False), ("checkpoint", True)):
         wraps_later = after == "mixed_float16" != before and way == "weights"
         other = mixed(after, tav.QHAdamW(RATE), **({"auto_scale_loss": False} if wraps_later else {}))
         if built:
@@ -378,8 +380,8 @@ def test_state_moves_between_policies(before, after, built, tmp_path):
             assert isinstance(other.optimizer, keras.optimizers.LossScaleOptimizer)
         inner(other).build(other.trainable_variables)
         assert_same([v.numpy() for v in inner(other).variables], want)
-        fit(other, 1)
-        assert int(inner(other).iterations) > int(want[0])
+    fit(other, 1)
+    assert int(inner(other).iterations) > int(want[0])
 
 
 def test_a_loss_scale_that_was_not_saved_is_said(tmp_path):
@@ -397,7 +399,7 @@ def test_a_loss_scale_that_was_not_saved_is_said(tmp_path):
 @pytest.mark.parametrize("first", ["strategy", "one device"])
 def test_layers_are_added_under_a_strategy_and_without(first, tmp_path):
     """And saved in one, and loaded in the other, where training goes on as in the first one."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = strategy_of("two replicas")
     scopes = [strategy.scope, tf.distribute.get_strategy().scope]
     here, there = scopes if first == "strategy" else scopes[::-1]
     with here():
@@ -426,9 +428,8 @@ def test_layers_are_added_under_a_strategy_and_without(first, tmp_path):
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
 )
-@pytest.mark.parametrize("name", SOME)
-def test_copies_go_on(name, copied):
-    made = model(OPTIMIZERS[name]())
+def test_copies_go_on(copied):
+    made = model(tav.LAMB(RATE, use_ema=True))
     fit(made)
     whole = copied(made)
     other = model(copied(made.optimizer))  # an optimizer's copy takes its state up when it is built
