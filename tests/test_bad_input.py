@@ -134,7 +134,7 @@ def test_gradients_that_do_not_match(cls, weights):
 def test_a_variable_that_it_was_not_built_on(weights):
     optimizer = tav.LAMB()
     optimizer.build(weights[:1])
-    with pytest.raises(ValueError, match=r"Unknown variable.*\bb\b"):
+    with pytest.raises(ValueError, match=r"Unknown variables: b\."):
         optimizer.apply([tf.ones(2), tf.ones((1, 1))], weights)
     assert unchanged(optimizer, weights)
 
@@ -150,9 +150,12 @@ def test_built_twice(weights):
     count = len(optimizer.variables)
     optimizer.build(weights)
     assert len(optimizer.variables) == count
-    for others in (weights[:1], weights[::-1], [tf.Variable(1.0, name="c")]):
-        with pytest.raises(ValueError, match="already built on a, b"):
-            optimizer.build(others)
+    for known in (weights[:1], weights[::-1], []):
+        optimizer.build(known)
+        assert len(optimizer.variables) == count
+    with pytest.raises(ValueError, match=r"c of type.*int32"):
+        optimizer.build([*weights, tf.Variable(1, name="c")])
+    assert len(optimizer.variables) == count
     assert unchanged(optimizer, weights)
 
 

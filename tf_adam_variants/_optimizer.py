@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any, Unpack
 
+import keras
 import tensorflow as tf
 
 from tf_adam_variants import _arguments, _gradients, _slots, _variables, engines
@@ -23,7 +24,10 @@ class AdamVariant(Configured):
     Keras's private names that this class and `Configured` use, all of them here: the hook
     `_distributed_tf_update_step` (all variables of a step at once, so that scalars are computed once),
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_all_reduce_sum_gradients`,
-    `_clip_gradients`, `_use_weight_decay`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
+    `_clip_gradients`, `_use_weight_decay`, `_check_variables_are_known`,
+    `_overwrite_model_variables_with_average_value`, `_model_variables_moving_average`,
+    `_accumulated_gradients`,
+    `_trainable_variables_indices`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
     `_distribution_strategy`, `_learning_rate`, and TensorFlow's `_trackable_children` (keeps the layout out
     of SavedModels).
     """
@@ -40,38 +44,58 @@ class AdamVariant(Configured):
         self._without_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
         self._without_adaptation: frozenset[int] = frozenset()
         self._lazily_accumulated: frozenset[Any] = frozenset()
+        self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step
         self._layout = SavedState(self)  # the name is that of its part in checkpoints
 
     # -- state -----------------------------------------------------------------------------------------------
 
     def build(self, variables: Iterable[Any]) -> None:
-        """Make the slots, and fix which variables decay and adapt."""
+        """Make the slots of variables that have none yet, and fix which variables decay and adapt.
+
+        Called again, with other variables among them, it adds slots for those; the others keep theirs. For
+        an added variable the bias corrections count from here: it trains as with an optimizer of its own.
+
+        Args:
+            variables: a model's trainable variables, for one.
+
+        Raises:
+            ValueError: for a variable that has no real floating type, or that is given twice; with
+                `master_weights` or `stochastic_rounding`, where no variable has a half type.
+        """
         variables = _variables.listed(variables, self.name)
         keys = [self._var_key(v) for v in variables]
-        if self.built:
-            if keys != [self._var_key(v) for v in self._trainable_variables]:
-                raise ValueError(
-                    f"{self.name} is already built on {_variables.paths(self._trainable_variables)} and "
-                    f"cannot be built again on {_variables.paths(variables)}. Make a new optimizer: "
-                    f"{type(self).__name__}.from_config(optimizer.get_config())"
-                )
-            return
         if len(set(keys)) != len(keys):
             raise ValueError(
                 f"{self.name} was given a variable more than once: {_variables.paths(variables)}"
             )
-        _slots.check_types(variables, self.name)
-        for option in ("master_weights", "stochastic_rounding"):
-            if getattr(self, option):
-                _slots.check_some_are_half(variables, option)
-        super().build(variables)
-        self._momentums, self._velocities = _slots.add(self, variables, "momentum", "velocity")
+        known = self._trainable_variables_indices
+        new = [v for v, key in zip(variables, keys, strict=True) if key not in known]
+        if self.built and not new:
+            return
+        _slots.check_types(new, self.name)
+        added = self.built
+        if added:
+            self._build_on_more(new)
+        else:
+            for option in ("master_weights", "stochastic_rounding"):
+                if getattr(self, option):
+                    _slots.check_some_are_half(variables, option)
+            super().build(new)
+        slots = dict(
+            zip(("_momentums", "_velocities"), _slots.add(self, new, "momentum", "velocity"), strict=True)
+        )
         if self._update.amsgrad:
-            (self._velocity_hats,) = _slots.add(self, variables, "velocity_hat")
+            (slots["_velocity_hats"],) = _slots.add(self, new, "velocity_hat")
         if self.master_weights:
-            self._master_weights = _slots.add_master_weights(self, variables)
-        if self.stochastic_rounding:
+            slots["_master_weights"] = _slots.add_master_weights(self, new)
+        for name, made in slots.items():
+            if added:
+                getattr(self, name).extend(made)
+            else:
+                setattr(self, name, made)
+        if self.stochastic_rounding and not added:
             self._rounding_seed = _slots.add_rounding_seed(self)
+        variables = self._trainable_variables
         self._without_decay = self._decay_exclusions.of(variables)
         self._without_adaptation = (
             self._without_decay
@@ -79,7 +103,23 @@ class AdamVariant(Configured):
             else self._adaptation_exclusions.of(variables)
         )
         self._devices = frozenset(map(_variables.devices, variables))
-        self._layout.slots_were_made()
+        self._layout.slots_were_made(added)
+
+    def _build_on_more(self, new: list[Any]) -> None:
+        """What Keras's `build` does, for variables that come after those it was called with."""
+        first = len(self._trainable_variables)
+        for i, variable in enumerate(new, first):
+            self._trainable_variables_indices[self._var_key(variable)] = i
+        self._trainable_variables.extend(new)
+        with tf.init_scope():
+            updates = int(keras.ops.convert_to_numpy(self.iterations))
+        self._layout.starts |= dict.fromkeys(range(first, first + len(new)), updates)
+        if self.use_ema:
+            self._model_variables_moving_average.extend(_slots.add_averages(self, new))
+        if self.gradient_accumulation_steps:
+            self._accumulated_gradients.extend(
+                self.add_variable_from_reference(variable, name="gradient_accumulator") for variable in new
+            )
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""
@@ -121,9 +161,11 @@ class AdamVariant(Configured):
             super().apply(grads)  # nothing to do, or Keras says what is missing
             return
         variables = _variables.listed(trainable_variables, self.name)
-        grads = _gradients.checked(grads, variables, [self._var_key(v) for v in variables], self.name)
+        keys = [self._var_key(v) for v in variables]
+        grads = _gradients.checked(grads, variables, keys, self.name)
         if not self.built:  # not below, where the slots' creation would wait for the ids
             self.build(variables)
+        self._stepping = frozenset(keys)
         # A wrong id anywhere stops the step before any variable is written.
         with tf.control_dependencies(_gradients.assert_ids_in_range(grads, variables)):
             sparse = [i for i, gradient in enumerate(grads) if isinstance(gradient, tf.IndexedSlices)]
@@ -133,6 +175,30 @@ class AdamVariant(Configured):
             lazily = self.gradient_accumulation_steps and self.sparse_update == "lazy"
             self._lazily_accumulated = frozenset(self._var_key(variables[i]) for i in sparse if lazily)
             super().apply(grads, variables)
+
+    def _check_variables_are_known(self, variables: Iterable[Any]) -> None:
+        """Raise a ValueError for variables without slots: Keras's check, which says what helps."""
+        unknown = [v for v in variables if self._var_key(v) not in self._trainable_variables_indices]
+        if unknown:
+            raise ValueError(
+                f"Unknown variables: {_variables.paths(unknown)}. {self.name} has no slots for them. To add "
+                "some, call `optimizer.build(model.trainable_variables)` before the step (the others keep "
+                "theirs), or compile the model with a new optimizer"
+            )
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:
+        """Overwrite each variable by its average, but none that is frozen.
+
+        Keras's goes through variables and averages in parallel, so that a list without the frozen variables
+        gets the averages of others.
+        """
+        of_the_step = trainable_variables is self._trainable_variables
+        for variable in trainable_variables:
+            average = self._model_variables_moving_average[self._get_variable_index(variable)]
+            if average is not None and not (of_the_step and self._var_key(variable) not in self._stepping):
+                self._distribution_strategy.extended.update(
+                    _variables.tf_variable(variable), lambda a, b: a.assign(b), args=(average,)
+                )
 
     def _with_ids_summed(self, slices: tf.IndexedSlices, variable: Any) -> Any:
         """The gradient with each row once: nothing is squared or clipped before repeated ids are summed."""
@@ -177,14 +243,13 @@ class AdamVariant(Configured):
         """Update all variables, on each replica."""
         grads_and_vars = list(grads_and_vars)
         learning_rate = _variables.on_first_replica(strategy, learning_rate)  # a schedule's: the same on all
-        step_of = functools.cache(
-            functools.partial(
-                Step.of,
-                iterations=self.iterations,
-                learning_rate=learning_rate,
-                rounding_seed=self._rounding_seed if self.stochastic_rounding else None,
-            )
-        )
+        rounding_seed = self._rounding_seed if self.stochastic_rounding else None
+
+        @functools.cache
+        def step_of(update: Update, start: int) -> Step:
+            iterations = self.iterations - start if start else self.iterations
+            return Step.of(update, iterations, learning_rate, rounding_seed)
+
         engine_of = functools.cache(self._engine)
         (common_devices, *others) = self._devices
         groups: dict[Any, list[tuple[Any, Any]]] = {}
@@ -192,11 +257,12 @@ class AdamVariant(Configured):
             one = _variables.on_first_replica(strategy, gradient)
             sparse = isinstance(one, tf.IndexedSlices) or self._lazily_accumulates(variable)
             devices = _variables.devices(variable) if others else common_devices
-            key = engine_of(variable.dtype, sparse), variable.dtype, devices
+            start = self._layout.start_of(self._get_variable_index(variable))
+            key = engine_of(variable.dtype, sparse), variable.dtype, devices, start
             groups.setdefault(key, []).append((gradient, variable))
         scale = self._gradient_scale(strategy, grads_and_vars, next(iter(groups))[0])
-        for (engine, dtype, _), pairs in groups.items():
-            step = step_of(engine.as_computed(self._update, dtype))._replace(gradient_scale=scale)
+        for (engine, dtype, _, start), pairs in groups.items():
+            step = step_of(engine.as_computed(self._update, dtype), start)._replace(gradient_scale=scale)
             gradients, variables = zip(*pairs, strict=True)
             take = functools.partial(self._take, variables=variables, engine=engine, step=step)
             # The first variable stands for all of them: each replica is given its part of the gradients.

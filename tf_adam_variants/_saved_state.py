@@ -8,18 +8,32 @@ mixed up or left at zero silently.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_adam_variants import _slots
+
 _SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
 _SCALARS = ("iteration", "learning_rate")
 _KEY = "layout"
 
-Entry = tuple[str, tuple[int, ...], str]  # what it is, its shape, the variable's own name
+
+class Entry(NamedTuple):
+    """What the layout says of one of the optimizer's variables."""
+
+    what: str  # the slot or scalar that it is
+    shape: tuple[int, ...]
+    name: str
+    start: int = 0  # after how many updates it was added
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...], str]:
+        return self.what, self.shape, self.name
 
 
 class SavedState(tf.train.experimental.PythonState):
@@ -33,11 +47,28 @@ class SavedState(tf.train.experimental.PythonState):
         self._layout: list[Entry] | None = None  # of a checkpoint, not compared yet
         self._arrays: dict[str, np.ndarray] | None = None  # of a Keras file, for slots not made yet
         self._slots_are_new = False
+        # Of variables that the optimizer was not built on, but may be later: frozen layers.
+        self._waiting: dict[Entry, np.ndarray] = {}
+        # After how many updates a variable's slots were added, by its index; 0 for those that are missing.
+        self.starts: dict[int, int] = {}
+        self._traced: set[int] = set()  # the indices whose starts are in the graph of a function
 
-    def slots_were_made(self) -> None:
-        """Take over what was restored before; raise where it does not fit."""
-        self._slots_are_new = True
+    def start_of(self, index: int) -> int:
+        """After how many updates the slots of a variable were added, for its bias corrections."""
+        if not tf.executing_eagerly():
+            self._traced.add(index)
+        return self.starts.get(index, 0)
+
+    def slots_were_made(self, added: bool = False) -> None:
+        """Take over what was restored before; raise where it does not fit.
+
+        Args:
+            added: whether there were slots of other variables already.
+        """
+        self._slots_are_new = not added
         self.finish()
+        if added:
+            self._take_waiting()
 
     def finish(self) -> None:
         """Raise a ValueError as long as what was restored does not fit the optimizer, which is built."""
@@ -53,7 +84,7 @@ class SavedState(tf.train.experimental.PythonState):
     # -- tf.train.Checkpoint ---------------------------------------------------------------------------------
 
     def serialize(self) -> str:
-        return json.dumps(_describe(self._optimizer.variables) if self._optimizer.built else [])
+        return json.dumps(_describe(self._optimizer) if self._optimizer.built else [])
 
     def deserialize(self, string_value: bytes | str) -> None:
         self._layout = _entries(string_value)
@@ -62,8 +93,17 @@ class SavedState(tf.train.experimental.PythonState):
 
     def _compare_layout(self) -> None:
         if self._layout:
-            _compare(self._layout, _describe(self._optimizer.variables), self._optimizer.name)
-            self._layout = None
+            present = _describe(self._optimizer)
+            places = _match(_named_as_here(self._layout, present), present, self._optimizer.name)
+            if places != list(range(len(self._layout))):  # TensorFlow goes by position
+                raise ValueError(
+                    f"The state saved for {self._optimizer.name} is of more variables or in another order: "
+                    f"{_names(self._layout)}. Here: {_names(present)}. TensorFlow restores by position: "
+                    "before, call `optimizer.build()` on the same variables in this order, frozen ones too. "
+                    "What `model.save` and `model.save_weights` write goes by names"
+                )
+            self._set_starts(self._layout)
+            self._layout, self._waiting = None, {}
 
     # -- Keras's files ---------------------------------------------------------------------------------------
 
@@ -73,9 +113,10 @@ class SavedState(tf.train.experimental.PythonState):
         Arrays that wait for their slots are written as they were read.
         """
         variables = self._optimizer.variables
-        layout = np.frombuffer(json.dumps(_describe(variables)).encode(), np.uint8)
-        arrays = dict(self._arrays or {_KEY: layout})
-        arrays |= {str(i): variable.numpy() for i, variable in enumerate(variables)}
+        entries = [*_describe(self._optimizer), *self._waiting]
+        arrays = dict(self._arrays or {_KEY: np.frombuffer(json.dumps(entries).encode(), np.uint8)})
+        values = [*(variable.numpy() for variable in variables), *self._waiting.values()]
+        arrays |= {str(i): value for i, value in enumerate(values)}
         for key, array in arrays.items():
             store[key] = array
 
@@ -83,6 +124,15 @@ class SavedState(tf.train.experimental.PythonState):
         """Set the variables, now or, before the slots are made, when they are."""
         # Copies, which outlive the file: an h5 group, or one of Keras's own stores.
         arrays = {key: np.array(store[key]) for key in list(store.keys())}
+        arrays = _without_loss_scale(arrays)
+        if not arrays:
+            warnings.warn(
+                f"The file has no state for {self._optimizer.name}, which stays as it is. The model was "
+                "saved without an optimizer, or this one is in a LossScaleOptimizer and the saved one was "
+                "not: then compile with auto_scale_loss=False, load, and compile with model.optimizer",
+                stacklevel=2,
+            )
+            return
         if self._optimizer.built or not _has_slots(arrays):
             self._assign(arrays)
             return
@@ -93,19 +143,50 @@ class SavedState(tf.train.experimental.PythonState):
 
     def _assign(self, arrays: Mapping[str, np.ndarray], slots_only: bool = False) -> None:
         variables = self._optimizer.variables
-        present = _describe(variables)
+        present = _describe(self._optimizer)
         if not _has_slots(arrays):
-            present = [entry for entry in present if entry[0] in _SCALARS]
+            present = [entry for entry in present if entry.what in _SCALARS]
         if _KEY in arrays:
             saved = _entries(arrays[_KEY].tobytes())
         else:  # written by Keras: arrays only, whose shapes have to do
             shapes = [arrays[str(i)].shape for i in range(len(arrays))]
-            fits = shapes == [shape for _, shape, _ in present]
-            saved = present if fits else [("an array", shape, "an array") for shape in shapes]
-        _compare(saved, present, self._optimizer.name)
-        for i, (what, _, _) in enumerate(present):
-            if not (slots_only and what in _SCALARS):
-                variables[i].assign(arrays[str(i)])
+            fits = shapes == [entry.shape for entry in present]
+            saved = present if fits else [Entry("an array", shape, "an array") for shape in shapes]
+        saved = _named_as_here(saved, present)
+        places = _match(saved, present, self._optimizer.name)
+        self._set_starts([saved[place] for place in places])
+        for variable, place, entry in zip(variables, places, present, strict=False):
+            if not (slots_only and entry.what in _SCALARS):
+                variable.assign(arrays[str(place)])
+        left = sorted({*range(len(saved))} - {*places})
+        self._waiting = {saved[place]: arrays[str(place)] for place in left}
+
+    def _take_waiting(self) -> None:
+        """Give slots that were added the values that waited for them."""
+        waiting = {entry.key: (entry, array) for entry, array in self._waiting.items()}
+        present = _describe(self._optimizer)
+        with tf.init_scope():
+            for i, variable in enumerate(self._optimizer.variables):
+                if present[i].key in waiting:
+                    present[i], array = waiting[present[i].key]
+                    variable.assign(array)
+                    del self._waiting[present[i]]
+        self._set_starts(present)
+
+    def _set_starts(self, entries: Sequence[Entry]) -> None:
+        """Take over the starts of what was restored: one entry for each of the optimizer's variables."""
+        indices = _slots.indices(self._optimizer)
+        starts = {
+            indices[id(variable)]: entry.start
+            for variable, entry in zip(self._optimizer.variables, entries, strict=False)
+            if id(variable) in indices and entry.start
+        }
+        if any(starts.get(i, 0) != self.starts.get(i, 0) for i in self._traced):
+            raise ValueError(
+                f"In the saved state, {self._optimizer.name} took variables later than here, and a function "
+                "with its step is traced already. Restore the state before the first step"
+            )
+        self.starts = starts
 
 
 def _has_slots(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -113,25 +194,42 @@ def _has_slots(arrays: Mapping[str, np.ndarray]) -> bool:
     return len(arrays) - (_KEY in arrays) > 2
 
 
-def _describe(variables: Sequence[Any]) -> list[Entry]:
+def _describe(optimizer: Any) -> list[Entry]:
     """One entry for each of the optimizer's variables, in order."""
+    indices = _slots.indices(optimizer) if optimizer.built else {}
+    starts = optimizer._layout.starts
     return [
-        (
+        Entry(
             next((slot for slot in _SLOTS if v.name.endswith("_" + slot)), v.name),
             tuple(v.shape),
             v.name,
+            starts.get(indices.get(id(v), -1), 0),
         )
-        for v in variables
+        for v in optimizer.variables
     ]
 
 
-def _compare(saved: Sequence[Entry], present: Sequence[Entry], name: str) -> None:
-    """Raise a ValueError that names the first differences, if there are any."""
-    if [entry[:2] for entry in saved] == [entry[:2] for entry in present]:
-        names, here = [entry[2] for entry in saved], [entry[2] for entry in present]
-        if names != here and sorted(names) == sorted(here):
+def _match(saved: Sequence[Entry], present: Sequence[Entry], name: str) -> list[int]:
+    """For each of the optimizer's variables, the place of its value among those that were saved.
+
+    They go by position where all is the same but perhaps names, and else by names, which then have to be the
+    same ones. What is left over may only be the slots of other variables.
+
+    Raises:
+        ValueError: that names the first differences, if there are any.
+    """
+    names, here = _names(saved), _names(present)
+    alike = [entry[:2] for entry in saved] == [entry[:2] for entry in present]
+    if alike and (names == here or sorted(names) != sorted(here)):
+        return list(range(len(saved)))
+    places = {entry.key: i for i, entry in enumerate(saved)}
+    if len(set(names)) == len(names) and all(entry.key in places for entry in present):
+        found = [places[entry.key] for entry in present]
+        if _are_of_other_variables([saved[i] for i in {*range(len(saved))} - {*found}], present):
+            # Names that a layer was given by its number may stand for another layer in another program.
+            if found == sorted(found) or any(entry.start for entry in (*saved, *present)):
+                return found
             raise ValueError(f"The state saved for {name} is in another order: {names}. Here: {here}")
-        return
     lines = [
         f"  {i}: saved {_show(saved, i)}, this optimizer has {_show(present, i)}"
         for i in range(max(len(saved), len(present)))
@@ -142,17 +240,66 @@ def _compare(saved: Sequence[Entry], present: Sequence[Entry], name: str) -> Non
         f"The saved state does not belong to {name}: it has {len(saved)} variables, this optimizer has "
         f"{len(present)}.\n" + "\n".join(lines[:5]) + more + "\nMake the optimizer with the options it "
         "was saved with (amsgrad, use_ema, gradient_accumulation_steps, a float or a schedule as learning "
-        "rate) and on the same model. To start without the saved state, compile the model with a new "
-        "optimizer after loading it (with load_model(..., compile=False)) or its weights. Under "
-        "mixed_float16 Keras wraps optimizers in a LossScaleOptimizer, which saves 4 variables more."
+        "rate) and on the same model, with the same names of layers. To start without the saved state, "
+        "compile the model with a new optimizer after loading it (with load_model(..., compile=False)) or "
+        "its weights."
     )
+
+
+def _named_as_here(saved: list[Entry], present: Sequence[Entry]) -> list[Entry]:
+    """The saved entries with the names that they have here, where those differ by what they begin with.
+
+    A Sequential model's name begins the paths of its variables, but not after the model was loaded.
+    """
+    here = {entry.key for entry in present if entry.what in _SLOTS}
+    candidates = [saved]
+    for first in [entry for entry in present if entry.what in _SLOTS][:1]:
+        for name in [entry.name for entry in saved if entry[:2] == first[:2]]:
+            if name.endswith("_" + first.name):
+                candidates.append(_renamed(saved, name.removesuffix(first.name), ""))
+            elif first.name.endswith("_" + name):
+                candidates.append(_renamed(saved, "", first.name.removesuffix(name)))
+    fitting = [entries for entries in candidates if here <= {entry.key for entry in entries}]
+    return fitting[0] if len(fitting) == 1 else saved
+
+
+def _renamed(entries: Sequence[Entry], start: str, by: str) -> list[Entry]:
+    return [
+        entry._replace(name=by + entry.name.removeprefix(start)) if entry.what in _SLOTS else entry
+        for entry in entries
+    ]
+
+
+def _are_of_other_variables(left: Sequence[Entry], present: Sequence[Entry]) -> bool:
+    """Whether these entries are all the slots of some variables, and not an option that is not here.
+
+    Master weights are an option, but only variables of half types have them.
+    """
+    kinds = {entry.what for entry in present if entry.what in _SLOTS}
+    found: dict[str, set[str]] = {}
+    for entry in left:
+        found.setdefault(entry.name.removesuffix("_" + entry.what), set()).add(entry.what)
+    return all(slots ^ kinds <= {"master_weight"} & kinds for slots in found.values())
+
+
+def _without_loss_scale(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of what a LossScaleOptimizer saved, the state of the optimizer in it: all but its own four scalars."""
+    first = [arrays[str(i)] for i in range(min(len(arrays), 5)) if str(i) in arrays]
+    # Its iteration, learning rate, step counter and scale; the other one's iteration.
+    if [array.dtype.kind for array in first] != list("ififi") or any(array.shape for array in first):
+        return arrays
+    return {str(i): arrays[str(i + 4)] for i in range(len(arrays) - 4)}
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    return [entry.name for entry in entries]
 
 
 def _show(entries: Sequence[Entry], i: int) -> str:
     if i >= len(entries):
         return "nothing"
-    what, shape, name = entries[i]
-    return f"{what} {shape}" + (f" ({name})" if name != what else "")
+    entry = entries[i]
+    return f"{entry.what} {entry.shape}" + (f" ({entry.name})" if entry.name != entry.what else "")
 
 
 def _check_restored(variables: Sequence[Any], name: str) -> None:
@@ -179,4 +326,4 @@ def _check_restored(variables: Sequence[Any], name: str) -> None:
 
 
 def _entries(text: bytes | str) -> list[Entry]:
-    return [(what, tuple(shape), name) for what, shape, name in json.loads(text)]
+    return [Entry(what, tuple(shape), name, *start) for what, shape, name, *start in json.loads(text)]

@@ -10,6 +10,18 @@ import tensorflow as tf
 
 from tf_adam_variants import _variables
 
+# The attributes with a list of slots, one a variable. The first two are Keras's.
+_LISTS = (
+    *("_model_variables_moving_average", "_accumulated_gradients"),
+    *("_momentums", "_velocities", "_velocity_hats", "_master_weights"),
+)
+
+
+def indices(optimizer: keras.optimizers.Optimizer) -> dict[int, int]:
+    """The index of the variable that a slot belongs to, by the slot's id."""
+    lists = [getattr(optimizer, name, ()) for name in _LISTS]
+    return {id(slot): i for slots in lists for i, slot in enumerate(slots) if slot is not None}
+
 
 def check_types(variables: list[Any], name: str) -> None:
     """Raise a ValueError for a variable that has no real floating type."""
@@ -64,6 +76,21 @@ def add_rounding_seed(optimizer: keras.optimizers.Optimizer) -> Any:
         aggregation="only_first_replica",
         name="rounding_seed",
     )
+
+
+def add_averages(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
+    """Make the averages of variables that were added later, equal to these as after Keras's first step."""
+    averages = [
+        None
+        if getattr(variable, "overwrite_with_gradient", False)
+        else optimizer.add_variable_from_reference(variable, name="average")
+        for variable in variables
+    ]
+    with tf.init_scope():
+        for variable, average in zip(variables, averages, strict=True):
+            if average is not None:
+                average.assign(variable)
+    return averages
 
 
 def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros") -> Any:
