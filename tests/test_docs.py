@@ -48,7 +48,9 @@ def test_every_argument_is_documented(cls):
         assert set(_arguments.COMMON) <= arguments
 
 
-@pytest.mark.parametrize("module", [tav.callbacks, tav.converters, tav.schedules], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [tav.callbacks, tav.converters, tav.schedules], ids=lambda module: module.__name__
+)
 def test_every_public_function_is_documented(module):
     for name, item in vars(module).items():
         if inspect.getmodule(item) is module and not name.startswith("_"):

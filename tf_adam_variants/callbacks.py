@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_adam_variants import _arguments
+from tf_adam_variants import _arguments, _variables
 from tf_adam_variants._backups import Backup, Backups
 
 _FORMAT = 1
 _END = object()
 
-Entry = list[Any]  # a variable's name, its shape, its type
+Entry = dict[str, Any]  # a variable's name, its shape, its type, its number of copies
 
 
 class AtomicBackupAndRestore(keras.callbacks.Callback):
@@ -90,7 +90,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         self._step = 0  # how many of the epoch's steps are done
         self._steps_since_backup = 0
         self._steps_to_skip = 0
-        self._metrics: list[np.ndarray] = []  # their values after the steps to skip
+        self._metrics: list[list[np.ndarray]] = []  # their values after the steps to skip
         self._metric_entries: list[Entry] = []
         self._restored = False
         self._initial_epoch: int | None = None  # of the model, while `fit` reads ours
@@ -119,14 +119,14 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         if saved["format"] != _FORMAT:
             raise ValueError(f"The backup {backup.path} was written by another version of tf_adam_variants")
         optimizer = self.model.optimizer
-        if optimizer is not None and not optimizer.built:
+        if saved["built"] and optimizer is not None and not optimizer.built:
             with self.model.distribute_strategy.scope():
                 optimizer.build(self.model.trainable_variables)
-        variables = _variables(self.model)
+        variables = _state(self.model)
         _compare(saved["variables"], _describe(variables), backup.path)
         with backup.open() as file:
-            for variable, array in zip(variables, _read(file, saved["variables"]), strict=True):
-                variable.assign(array)
+            for variable, arrays in zip(variables, _read(file, saved["variables"]), strict=True):
+                _assign(variable, arrays)
             self._metrics = list(_read(file, saved["metrics"]))
         self._metric_entries = saved["metrics"]
         self._steps_to_skip = saved["step"]
@@ -160,10 +160,9 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
                 break
         if self._step + steps < self._steps_to_skip:
             return {}
-        self._restore_metrics(iterator)
-        return self.model.get_metrics_result()
+        return self._restore_metrics(iterator)
 
-    def _restore_metrics(self, iterator: Any) -> None:
+    def _restore_metrics(self, iterator: Any) -> dict[str, Any]:
         """Let the metrics count on, so that the epoch's results are those of the whole epoch."""
         if not self._fit_metrics() and not self.model.run_eagerly:
             # Keras makes their variables when it traces a step.
@@ -171,16 +170,18 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
                 lambda one: None if isinstance(one, tf.OptionalSpec) else one, iterator.element_spec
             )
             tf.function(self.model.train_step, autograph=False).get_concrete_function(spec)
-        if self._fit_metrics():
-            for variable, array in zip(self.model.metrics_variables, self._metrics, strict=True):
-                variable.assign(array)
-        else:
+        if not self._fit_metrics():  # in a model that runs eagerly they are not there yet
             _say(
                 f"AtomicBackupAndRestore: the metrics of epoch {self._epoch + 1} are those of its last steps"
             )
+            return {}
+        for variable, arrays in zip(self.model.metrics_variables, self._metrics, strict=True):
+            _assign(variable, arrays)
+        return self.model.get_metrics_result()
 
     def _fit_metrics(self) -> bool:
-        return _describe(self.model.metrics_variables) == self._metric_entries
+        present = _describe(self.model.metrics_variables)
+        return all(itertools.starmap(_same, itertools.zip_longest(self._metric_entries, present)))
 
     # -- backing up ------------------------------------------------------------------------------------------
 
@@ -211,16 +212,18 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
             self._backups.remove_all()
 
     def _back_up(self, epoch: int, step: int) -> None:
-        variables = _variables(self.model)
+        variables = _state(self.model)
         metrics = self.model.metrics_variables if step else []  # an epoch begins with new ones
         description = {
             "format": _FORMAT,
+            "built": self.model.optimizer is not None and self.model.optimizer.built,
             "epoch": epoch,
             "step": step,
             "variables": _describe(variables),
             "metrics": _describe(metrics),
         }
-        self._backups.write(description, (v.numpy() for v in [*variables, *metrics]))
+        arrays = (array for variable in [*variables, *metrics] for array in _values(variable))
+        self._backups.write(description, arrays)
         self._steps_since_backup = 0
 
     def _forget_initial_epoch(self) -> None:
@@ -238,7 +241,7 @@ def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     return _unique(one for one in found if isinstance(one, keras.optimizers.Optimizer))
 
 
-def _variables(model: keras.Model) -> list[Any]:
+def _state(model: keras.Model) -> list[Any]:
     """All that decides the next step: weights, random seeds, the optimizers' states."""
     # Keras's files leave the seeds out, so Dropout would draw its first masks again.
     return _unique([*model.variables, *(v for optimizer in _optimizers(model) for v in optimizer.variables)])
@@ -248,19 +251,51 @@ def _unique(objects: Iterable[Any]) -> list[Any]:
     return list({id(one): one for one in objects}.values())
 
 
+def _copies(variable: Any) -> list[Any]:
+    """The replicas' copies of a variable where they may differ: averages of batches, what metrics count."""
+    copies = [] if variable.trainable else _variables.replicas(variable)
+    return copies if len(copies) > 1 else []
+
+
+def _values(variable: Any) -> Iterator[np.ndarray]:
+    """Its value, and those of its copies."""
+    yield variable.numpy()
+    for copy in _copies(variable):
+        yield copy.numpy()
+
+
+def _assign(variable: Any, arrays: list[np.ndarray]) -> None:
+    value, *others = arrays
+    variable.assign(value)
+    copies = _copies(variable)
+    if len(copies) == len(others):  # else the training goes on on another number of replicas
+        for copy, array in zip(copies, others, strict=True):
+            copy.assign(array)
+
+
 def _describe(variables: Sequence[Any]) -> list[Entry]:
-    # Not paths: they depend on where Keras made a variable. Nor the numbers of layers, which count those that
-    # the process made before.
     return [
-        [re.sub(r"_\d+(?=[_/]|$)", "", v.name), list(v.shape), keras.backend.standardize_dtype(v.dtype)]
-        for v in variables
+        {
+            # Not the path: it depends on where Keras made the variable. Without the numbers of layers, which
+            # count those that the process made before.
+            "name": re.sub(r"_\d+(?=[_/]|$)", "", variable.name),
+            "shape": list(variable.shape),
+            "type": keras.backend.standardize_dtype(variable.dtype),
+            "copies": len(_copies(variable)),
+        }
+        for variable in variables
     ]
+
+
+def _same(saved: Entry | None, present: Entry | None) -> bool:
+    """Whether two variables are the same one, on whatever number of replicas."""
+    return bool(saved and present) and saved | {"copies": 0} == present | {"copies": 0}  # type: ignore[operator]
 
 
 def _compare(saved: Sequence[Entry], present: Sequence[Entry], path: Path) -> None:
     """Raise a ValueError that names the first difference, if there is one."""
     for one, other in itertools.zip_longest(saved, present):
-        if one != other:
+        if not _same(one, other):
             raise ValueError(
                 f"The backup {path} does not belong to this model and optimizer: it has {len(saved)} "
                 f"variables, they have {len(present)}. The first that differs is {_show(one)} in the backup "
@@ -269,13 +304,14 @@ def _compare(saved: Sequence[Entry], present: Sequence[Entry], path: Path) -> No
 
 
 def _show(entry: Entry | None) -> str:
-    return f"{entry[0]} {tuple(entry[1])} {entry[2]}" if entry else "none"
+    return f"{entry['name']} {tuple(entry['shape'])} {entry['type']}" if entry else "none"
 
 
-def _read(file: BinaryIO, entries: Sequence[Entry]) -> Iterator[np.ndarray]:
-    for _, shape, dtype in entries:
-        kind = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
-        yield np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind).reshape(shape)
+def _read(file: BinaryIO, entries: Sequence[Entry]) -> Iterator[list[np.ndarray]]:
+    for entry in entries:
+        kind, shape = np.dtype(tf.as_dtype(entry["type"]).as_numpy_dtype), entry["shape"]
+        size = math.prod(shape) * kind.itemsize
+        yield [np.frombuffer(file.read(size), kind).reshape(shape) for _ in range(1 + entry["copies"])]
 
 
 def _say(message: str) -> None:
