@@ -2,11 +2,12 @@
 
 Keras saves an optimizer's variables by position and TensorFlow's checkpoints match them by position
 too: without the layout, state saved with other options (an average more, no learning rate variable) would be
-mixed up or left at zero silently.
+mixed up or left at zero silently. Nor do Keras's files notice when their bytes change: a digest does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import tensorflow as tf
 _SLOTS = ("gradient_accumulator", "velocity_hat", "velocity", "momentum", "average")
 _SCALARS = ("iteration", "learning_rate")
 _KEY = "layout"
+_DIGEST = "sha256"  # not in what Keras, or an older version, saved
 
 Entry = tuple[str, tuple[int, ...], str]  # what it is, its shape, the variable's own name
 
@@ -76,13 +78,20 @@ class SavedState(tf.train.experimental.PythonState):
         layout = np.frombuffer(json.dumps(_describe(variables)).encode(), np.uint8)
         arrays = dict(self._arrays or {_KEY: layout})
         arrays |= {str(i): variable.numpy() for i, variable in enumerate(variables)}
-        for key, array in arrays.items():
+        for key, array in (arrays | {_DIGEST: _digest(arrays)}).items():
             store[key] = array
 
     def load(self, store: Any) -> None:
         """Set the variables, now or, before the slots are made, when they are."""
         # Copies, which outlive the file: an h5 group, or one of Keras's own stores.
         arrays = {key: np.array(store[key]) for key in list(store.keys())}
+        digest = arrays.pop(_DIGEST, None)
+        if digest is not None and not np.array_equal(digest, _digest(arrays)):
+            raise ValueError(
+                f"The saved state of {self._optimizer.name} is damaged: its bytes are not those that were "
+                "saved. Take another copy of the file. To start without the saved state, compile the model "
+                "with a new optimizer after loading it (with load_model(..., compile=False))"
+            )
         if self._optimizer.built or not _has_slots(arrays):
             self._assign(arrays)
             return
@@ -106,6 +115,14 @@ class SavedState(tf.train.experimental.PythonState):
         for i, (what, _, _) in enumerate(present):
             if not (slots_only and what in _SCALARS):
                 variables[i].assign(arrays[str(i)])
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        digest.update(f"{key} {arrays[key].shape} ".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _has_slots(arrays: Mapping[str, np.ndarray]) -> bool:
