@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
+.PHONY: demo build test torture lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ build: $(VENV)/installed ## The compiled op, into the user's cache.
 
 test: build ## The whole test suite, with the examples in the docstrings.
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2
+
+torture: build ## Kills, full disks and damaged files while a training is saved and loaded: some minutes.
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/torture.py
 
 lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import cases
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -356,3 +357,36 @@ def test_the_same_variables_in_another_order_are_an_error():
     optimizer.save_own_variables(store)
     with pytest.raises(ValueError, match="another order"):
         twin.load_own_variables(store)
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+@pytest.mark.parametrize("which", ["0", "3", "layout", "sha256"])
+def test_damaged_state_is_an_error(which, built, tmp_path):
+    made = model(tav.LAMB(0.0625))
+    fit(made)
+    path = tmp_path / "model.weights.h5"
+    made.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        array = file["optimizer/vars"][which][()]
+        array = np.frombuffer(bytes([array.tobytes()[0] ^ 1]) + array.tobytes()[1:], array.dtype)
+        file["optimizer/vars"][which][()] = array.reshape(file["optimizer/vars"][which].shape)
+    other = model(tav.LAMB(0.0625))
+    if built:
+        other.optimizer.build(other.trainable_variables)
+    before = [v.numpy() for v in other.optimizer.variables]
+    with pytest.raises(ValueError, match="saved state of lamb is damaged"):
+        other.load_weights(path)
+    assert_same([v.numpy() for v in other.optimizer.variables], before)
+
+
+def test_state_that_was_saved_without_a_digest(tmp_path):
+    made, other = model(tav.LAMB(0.0625)), model(tav.LAMB(0.0625))
+    fit(made)
+    path = tmp_path / "model.weights.h5"
+    made.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        del file["optimizer/vars/sha256"]
+    other.load_weights(path)
+    fit(made)
+    fit(other)
+    assert_same(state(other), state(made))

@@ -21,14 +21,14 @@ if _keras.backend.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before Keras is imported"
     )
 
-from tf_adam_variants import converters, fused, schedules
+from tf_adam_variants import callbacks, converters, fused, schedules
 from tf_adam_variants._registration import register as _register
 from tf_adam_variants.adamw import AdamW
 from tf_adam_variants.lamb import LAMB
 from tf_adam_variants.qhadam import QHAdam
 from tf_adam_variants.qhadamw import QHAdamW
 
-__all__ = ["LAMB", "AdamW", "QHAdam", "QHAdamW", "converters", "fused", "schedules"]
+__all__ = ["LAMB", "AdamW", "QHAdam", "QHAdamW", "callbacks", "converters", "fused", "schedules"]
 __version__ = "0.1.0"
 
 _register(AdamW, QHAdam, QHAdamW, LAMB)

@@ -2,11 +2,12 @@
 
 Keras saves an optimizer's variables by position and TensorFlow's checkpoints match them by position
 too: without the layout, state saved with other options (an average more, no learning rate variable) would be
-mixed up or left at zero silently.
+mixed up or left at zero silently. Nor do Keras's files notice when their bytes change: a digest does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from tf_adam_variants import _slots
 _SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
 _SCALARS = ("iteration", "learning_rate")
 _KEY = "layout"
+_DIGEST = "sha256"  # not in what Keras, or an older version, saved
 
 
 class Entry(NamedTuple):
@@ -117,13 +119,20 @@ class SavedState(tf.train.experimental.PythonState):
         arrays = dict(self._arrays or {_KEY: np.frombuffer(json.dumps(entries).encode(), np.uint8)})
         values = [*(variable.numpy() for variable in variables), *self._waiting.values()]
         arrays |= {str(i): value for i, value in enumerate(values)}
-        for key, array in arrays.items():
+        for key, array in (arrays | {_DIGEST: _digest(arrays)}).items():
             store[key] = array
 
     def load(self, store: Any) -> None:
         """Set the variables, now or, before the slots are made, when they are."""
         # Copies, which outlive the file: an h5 group, or one of Keras's own stores.
         arrays = {key: np.array(store[key]) for key in list(store.keys())}
+        digest = arrays.pop(_DIGEST, None)
+        if digest is not None and not np.array_equal(digest, _digest(arrays)):
+            raise ValueError(
+                f"The saved state of {self._optimizer.name} is damaged: its bytes are not those that were "
+                "saved. Take another copy of the file. To start without the saved state, compile the model "
+                "with a new optimizer after loading it (with load_model(..., compile=False))"
+            )
         arrays = _without_loss_scale(arrays)
         if not arrays:
             warnings.warn(
@@ -187,6 +196,14 @@ class SavedState(tf.train.experimental.PythonState):
                 "with its step is traced already. Restore the state before the first step"
             )
         self.starts = starts
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        digest.update(f"{key} {arrays[key].shape} ".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _has_slots(arrays: Mapping[str, np.ndarray]) -> bool:

@@ -1,0 +1,417 @@
+"""AtomicBackupAndRestore: what is interrupted and resumed ends with the same bits, whatever the fault was."""
+
+import errno
+import inspect
+import os
+import shutil
+import subprocess
+
+import backed_up
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import test_strategies
+
+import tf_adam_variants as tav
+from tf_adam_variants import _backups
+
+Backup = tav.callbacks.AtomicBackupAndRestore
+FILES = (_backups.ARRAYS, _backups.DESCRIPTION, _backups.DIGESTS)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """An exception after some steps of `fit`."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptedError  # before the step is backed up
+
+
+def interrupted(made, folder, after, save_freq="epoch", **options):
+    with pytest.raises(InterruptedError):
+        backed_up.fit(made, Interrupt(after), Backup(folder, save_freq), **options)
+
+
+def write_until(step):
+    """`Backups.write`, not after this step: as of a training that was killed, and goes on all the same."""
+    write = _backups.Backups.write
+
+    def until(self, description, arrays):
+        if description["epoch"] * backed_up.STEPS + description["step"] <= step:
+            write(self, description, arrays)
+
+    return until
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A model that is traced once, with its state before training and after it, and the history."""
+    made = backed_up.model()
+    made.optimizer.build(made.trainable_variables)
+    made.before = backed_up.state(made)
+    made.history_wanted = backed_up.fit(made)
+    made.after = backed_up.state(made)
+    return made
+
+
+def reset(net):
+    for variable, value in zip([*net.variables, *net.optimizer.variables], net.before, strict=True):
+        variable.assign(value)
+    return net
+
+
+def assert_ends_as_uninterrupted(net, folder, save_freq="epoch"):
+    backed_up.fit(reset(net), Backup(folder, save_freq))
+    assert backed_up.same(backed_up.state(net), net.after)
+
+
+# -- arguments -----------------------------------------------------------------------------------------------
+
+
+def test_the_arguments_are_keras_s():
+    ours, theirs = (
+        inspect.signature(cls.__init__).parameters for cls in (Backup, keras.callbacks.BackupAndRestore)
+    )
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default
+    assert list(ours) == ["self", "backup_dir", "save_freq", "double_checkpoint", "delete_checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"backup_dir": ""},
+        {"backup_dir": None},
+        {"backup_dir": "gs://bucket/backups"},
+        {"save_freq": 0},
+        {"save_freq": False},
+        {"save_freq": 1.5},
+        {"save_freq": "batch"},
+        {"double_checkpoint": 1},
+        {"delete_checkpoint": "yes"},
+    ],
+    ids=str,
+)
+def test_wrong_arguments(wrong, tmp_path):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        Backup(**{"backup_dir": tmp_path} | wrong)
+
+
+def test_a_model_that_is_not_built(tmp_path):
+    made = keras.Sequential([keras.layers.Dense(1)])
+    made.compile("lamb", "mse")
+    with pytest.raises(ValueError, match="built before `fit`"):
+        backed_up.fit(made, Backup(tmp_path))
+
+
+# -- going on ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 1, 2, 5, 7])
+def test_goes_on_bit_for_bit(net, save_freq, tmp_path, capsys):
+    for after in (1, 6, 8, 15):
+        folder = tmp_path / str(after)
+        interrupted(reset(net), folder, after, save_freq)
+        whole_epochs = (after - 1) // 7 * 7  # the exception came before the backup of the last step
+        done = whole_epochs if save_freq == "epoch" else (after - 1) // save_freq * save_freq
+        history = backed_up.fit(reset(net), Backup(folder, save_freq))
+        assert backed_up.same(backed_up.state(net), net.after)
+        message = capsys.readouterr().out
+        if done:
+            left = (done - 1) if save_freq != "epoch" and done % 7 == 0 else done  # before the epoch's end
+            steps = done - left // 7 * 7
+            assert f"goes on from {folder}/backup-" in message
+            assert f"after {left // 7} epochs and {steps} steps\n" in message
+            for name, values in net.history_wanted.items():  # those of the epoch that was interrupted too
+                assert history[name] == values[left // 7 :]
+        else:
+            assert "goes on" not in message
+        assert not folder.exists()
+
+
+def test_without_the_callback_it_would_not(net, tmp_path):
+    """The test above can fail: twice the same steps are another training."""
+    interrupted(reset(net), tmp_path, 6)
+    backed_up.fit(net)
+    assert not backed_up.same(backed_up.state(net), net.after)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: backed_up.model(lambda: tav.LAMB(0.05), steps_per_execution=3),
+        lambda: backed_up.model(lambda: keras.optimizers.LossScaleOptimizer(tav.AdamW(0.05, amsgrad=True))),
+        lambda: backed_up.model(lambda: tav.QHAdam(0.05, use_ema=True, gradient_accumulation_steps=2)),
+        lambda: backed_up.model(lambda: keras.optimizers.Adam(0.05), run_eagerly=True),
+    ],
+    ids=["steps_per_execution", "loss scale", "everything", "Keras's, eagerly"],
+)
+def test_models_made_anew(make, tmp_path):
+    wanted = make()
+    history = backed_up.fit(wanted)
+    made = make()
+    interrupted(made, tmp_path, 3 if made.steps_per_execution > 1 else 5, save_freq=2)
+    other = make()
+    again = backed_up.fit(other, Backup(tmp_path))
+    assert backed_up.same(backed_up.state(other), backed_up.state(wanted))
+    if not other.run_eagerly:  # where metrics have no variables yet when they could be restored
+        assert again == history
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_types(dtype, tmp_path):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        wanted, made, other = (backed_up.model() for _ in range(3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    backed_up.fit(wanted)
+    interrupted(made, tmp_path, 4, save_freq=1)
+    backed_up.fit(other, Backup(tmp_path))
+    assert backed_up.same(backed_up.state(other), backed_up.state(wanted))
+
+
+def by_epoch(net):
+    """Batches in another order in each epoch, which the optimizer's steps tell."""
+
+    def batches():
+        epoch = int(net.optimizer.iterations) // backed_up.STEPS
+        order = np.random.default_rng(epoch).permutation(len(backed_up.X))
+        for i in range(0, len(order), 6):
+            yield backed_up.X[order[i : i + 6]], backed_up.Y[order[i : i + 6]]
+
+    specs = tf.TensorSpec((None, 3)), tf.TensorSpec((None, 1))
+    return {
+        "x": tf.data.Dataset.from_generator(batches, output_signature=specs),
+        "y": None,
+        "batch_size": None,
+    }
+
+
+def test_an_order_that_depends_on_the_epoch(net, tmp_path):
+    backed_up.fit(reset(net), **by_epoch(net))
+    wanted = backed_up.state(net)
+    assert not backed_up.same(wanted, net.after)
+    interrupted(reset(net), tmp_path, 10, 2, **by_epoch(net))
+    backed_up.fit(reset(net), Backup(tmp_path), **by_epoch(net))
+    assert backed_up.same(backed_up.state(net), wanted)
+
+
+class WithTwoOptimizers(keras.Model):
+    """As an adversarial network, with a `train_step` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [keras.layers.Dense(1), keras.layers.Dense(1)]
+        self.optimizers = {"one": tav.QHAdam(0.05), "other": tav.LAMB(0.05)}
+        for part, optimizer in zip(self.parts, self.optimizers.values(), strict=True):
+            part.build((None, 3))
+            optimizer.build(part.trainable_variables)
+        self.build((None, 3))
+
+    def call(self, x):
+        return self.parts[0](x) + self.parts[1](x)
+
+    def train_step(self, data):
+        x, y = data
+        for part, optimizer in zip(self.parts, self.optimizers.values(), strict=True):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((self(x) - y) ** 2)
+            optimizer.apply(tape.gradient(loss, part.trainable_variables), part.trainable_variables)
+        return {"loss": loss}
+
+
+def test_optimizers_that_are_attributes_of_the_model(tmp_path):
+    def make():
+        keras.utils.set_random_seed(1)
+        made = WithTwoOptimizers()
+        made.compile()
+        return made
+
+    def state(made):
+        return [v.numpy() for v in [*made.variables, *made.optimizers["one"].variables]]
+
+    wanted, made, other = make(), make(), make()
+    backed_up.fit(wanted)
+    interrupted(made, tmp_path, 5, save_freq=2)
+    backed_up.fit(other, Backup(tmp_path))
+    assert backed_up.same(state(other), state(wanted))
+
+
+def test_two_replicas(tmp_path):
+    with test_strategies.strategy_of("two replicas").scope():
+        wanted, other = (backed_up.model(lambda: tav.LAMB(0.05)) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:  # a training that leaves the backup of its tenth step
+        patch.setattr(_backups.Backups, "remove_all", lambda self: None)
+        patch.setattr(_backups.Backups, "write", write_until(10))
+        history = backed_up.fit(wanted, Backup(tmp_path, save_freq=2))
+    again = backed_up.fit(other, Backup(tmp_path))
+    have, want = (
+        test_strategies.on_each_device([*one.variables, *one.optimizer.variables]) for one in (other, wanted)
+    )
+    assert len(have) == 2
+    assert all(backed_up.same(*pair) for pair in zip(have, want, strict=True))
+    assert again == {name: values[1:] for name, values in history.items()}
+
+
+def test_the_next_fit_begins_at_its_own_beginning(net, tmp_path):
+    interrupted(reset(net), tmp_path, 15)
+    assert len(backed_up.fit(net, Backup(tmp_path))["loss"]) == 1
+    assert len(backed_up.fit(net)["loss"]) == backed_up.EPOCHS  # Keras's would go on at the third epoch
+
+
+def test_a_training_that_is_done_stays_done(net, tmp_path):
+    for _ in range(2):
+        backed_up.fit(reset(net), Backup(tmp_path, delete_checkpoint=False))
+        assert backed_up.same(backed_up.state(net), net.after)
+        assert names(tmp_path) == ["backup-00000002", "backup-00000003"]
+
+
+def test_only_backups_are_removed(net, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    backed_up.fit(reset(net), Backup(tmp_path))
+    assert names(tmp_path) == ["notes.txt"]
+
+
+# -- what does not fit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda: backed_up.model(width=5),
+            r"kernel \(3, 4\) float32 in the backup and kernel \(3, 5\) float32",
+        ),
+        (lambda: backed_up.model(lambda: tav.AdamW(0.05, amsgrad=True)), "23 variables, they have 29"),
+        (lambda: backed_up.model(lambda: tav.QHAdamW(0.05, use_ema=True)), "they have 29"),
+    ],
+    ids=["shapes", "slots", "average"],
+)
+def test_another_model_s_backup(net, other, message, tmp_path):
+    interrupted(reset(net), tmp_path, 8)
+    made = other()
+    before = backed_up.state(made)[:5]
+    with pytest.raises(ValueError, match=message):
+        backed_up.fit(made, Backup(tmp_path))
+    assert backed_up.same(backed_up.state(made)[:5], before)
+
+
+def test_a_backup_of_keras_s_callback(net, tmp_path):
+    with pytest.raises(InterruptedError):
+        backed_up.fit(reset(net), keras.callbacks.BackupAndRestore(tmp_path), Interrupt(8))
+    with pytest.raises(ValueError, match=r"holds a backup of keras\.callbacks\.BackupAndRestore"):
+        backed_up.fit(net, Backup(tmp_path))
+
+
+def test_data_that_end_before_the_step_of_the_backup(net, tmp_path):
+    interrupted(reset(net), tmp_path, 6, save_freq=1)
+    with pytest.raises(ValueError, match="made after 5 steps of an epoch, and they end after 2"):
+        backed_up.fit(reset(net), Backup(tmp_path), x=backed_up.X[:12], y=backed_up.Y[:12])
+
+
+# -- damage --------------------------------------------------------------------------------------------------
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    **{f"a bit of {name}": lambda folder, name=name: flip(folder / name) for name in FILES},
+    **{f"{name} is missing": lambda folder, name=name: (folder / name).unlink() for name in FILES},
+    "cut off": lambda folder: os.truncate(folder / _backups.ARRAYS, 100),
+    "empty": lambda folder: [(folder / name).write_bytes(b"") for name in FILES],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_one_before_a_damaged_backup(net, damage, tmp_path, capsys):
+    interrupted(reset(net), tmp_path, 6, save_freq=2)
+    newest, before = tmp_path / "backup-00000002", tmp_path / "backup-00000001"
+    assert names(tmp_path) == [before.name, newest.name]
+    DAMAGE[damage](newest)
+    interrupted(reset(net), tmp_path, 5, save_freq=2)
+    message = capsys.readouterr().out
+    assert (
+        f"goes on from {before}, after 0 epochs and 2 steps. Passed over as damaged: {newest.name}" in message
+    )
+    assert names(tmp_path) == [before.name, "backup-00000003"]  # of two that are kept none is damaged
+    assert_ends_as_uninterrupted(net, tmp_path)
+
+
+def test_all_are_damaged(net, tmp_path):
+    interrupted(reset(net), tmp_path, 6, save_freq=2)
+    for path in tmp_path.iterdir():
+        flip(path / _backups.ARRAYS)
+    before = backed_up.state(net)
+    with pytest.raises(
+        OSError, match=rf"backups in {tmp_path}, and all of them are damaged.*Bring the folder"
+    ):
+        backed_up.fit(net, Backup(tmp_path))
+    assert backed_up.same(backed_up.state(net), before)
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum")
+def test_digests_are_those_of_sha256sum(net, tmp_path):
+    interrupted(reset(net), tmp_path, 8)
+    check = ["sha256sum", "--strict", "--check", _backups.DIGESTS]
+    assert subprocess.run(check, cwd=tmp_path / "backup-00000001").returncode == 0
+
+
+# -- kills ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_every_call_that_touches_the_disk(net, tmp_path):
+    """In the third backup of a training, in a process that begins with two."""
+    first = tmp_path / "first"
+    interrupted(reset(net), first, 4, save_freq=1)
+    assert names(first) == ["backup-00000002", "backup-00000003"]
+    ends = {}
+    for calls in range(20):
+        folder = tmp_path / str(calls)
+        shutil.copytree(first, folder)
+        code = backed_up.run(backed_up.write_another, folder, calls)
+        if code != -9:
+            assert code == calls  # it was killed at each of its calls
+            break
+        whole = _backups.Backups(folder).newest_whole()
+        assert not whole.damaged
+        ends[calls] = whole.path.name
+        assert not [name for name in names(folder) if name.endswith("unfinished")]
+    # mkdir, three files, their folder; from its renaming on it is the new one. Two more names, and removing.
+    assert list(ends.values()) == ["backup-00000003"] * 6 + ["backup-00000004"] * (calls - 6)
+    assert calls >= 9
+
+
+@pytest.mark.parametrize("calls", [2, 5, 6, 7], ids=["writing", "before", "after", "removing"])
+def test_a_killed_training(net, calls, tmp_path):
+    assert backed_up.run(backed_up.train, tmp_path, calls=calls) == -9
+    assert len(names(tmp_path)) >= 2
+    assert_ends_as_uninterrupted(net, tmp_path)
+
+
+def test_a_full_disk(net, tmp_path):
+    size = sum(array.nbytes for array in net.after) - 1
+    folder, error = tmp_path / "backups", tmp_path / "error.txt"
+    assert backed_up.run(backed_up.train, folder, limit=size, error=error) == 1
+    assert error.read_text() == (
+        f"{errno.EFBIG} [Errno {errno.EFBIG}] No backup could be written in {folder}: "
+        f"{os.strerror(errno.EFBIG)}. The backup before it, {folder / 'backup-00000003'}, is whole. "
+        "Make room and start the program again"
+    )
+    assert names(folder) == ["backup-00000002", "backup-00000003"]
+    assert_ends_as_uninterrupted(net, folder)
