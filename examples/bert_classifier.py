@@ -47,7 +47,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(layers=12, heads=12, width=768, vocabulary=30_522, length=48, batch=8)
-QUICK = Size(layers=2, heads=2, width=64, vocabulary=2_000, length=32, batch=16)
+QUICK = Size(layers=1, heads=4, width=256, vocabulary=2_000, length=32, batch=16)
 
 
 def lamb(fused: bool | str = "auto") -> tav.LAMB:
