@@ -7,7 +7,7 @@ The texts are of made-up words; each has a topic, whose words it uses often. Lik
 vocabulary has the common words and spells the others in pieces. `classifier` and `texts` are what a training
 needs:
 
-    model = classifier(FULL, lamb())
+    model = classifier(FULL, lamb(FULL))
     model.fit(texts(FULL, steps=100, seed=0))
 
 The program trains with keras.optimizers.Lamb and with tav.LAMB, and compares them; side_by_side.py says how.
@@ -44,18 +44,19 @@ class Size(NamedTuple):
     vocabulary: int
     length: int
     batch: int
+    learning_rate: float
 
 
-FULL = Size(layers=12, heads=12, width=768, vocabulary=30_522, length=48, batch=8)
-QUICK = Size(layers=1, heads=4, width=256, vocabulary=2_000, length=32, batch=16)
+FULL = Size(layers=12, heads=12, width=768, vocabulary=30_522, length=48, batch=8, learning_rate=2e-3)
+QUICK = Size(layers=1, heads=4, width=256, vocabulary=2_000, length=32, batch=16, learning_rate=1.5e-2)
 
 
-def lamb(fused: bool | str = "auto") -> tav.LAMB:
-    return tav.LAMB(5e-3, weight_decay=0.01, exclude_from_weight_decay=EXCLUDED, fused=fused)
+def lamb(size: Size, fused: bool | str = "auto") -> tav.LAMB:
+    return tav.LAMB(size.learning_rate, weight_decay=0.01, exclude_from_weight_decay=EXCLUDED, fused=fused)
 
 
-def keras_lamb() -> keras.optimizers.Optimizer:
-    optimizer = keras.optimizers.Lamb(5e-3, weight_decay=0.01)
+def keras_lamb(size: Size) -> keras.optimizers.Optimizer:
+    optimizer = keras.optimizers.Lamb(size.learning_rate, weight_decay=0.01)
     optimizer.exclude_from_weight_decay(var_names=EXCLUDED)
     return optimizer
 
@@ -103,9 +104,11 @@ def classifier(size: Size, optimizer: keras.optimizers.Optimizer) -> keras_hub.m
 
 
 def problem(quick: bool) -> side_by_side.Problem:
-    size, steps, turns = (QUICK, 8, 5) if quick else (FULL, 3, 12)
+    size, steps, turns = (QUICK, 8, 4) if quick else (FULL, 3, 12)
     return side_by_side.Problem(
         f"BERT, {size.layers} layers of width {size.width}; batches of {size.batch} x {size.length} tokens",
+        theirs=partial(keras_lamb, size),
+        ours=partial(lamb, size),
         model=partial(classifier, size),
         batches=lambda turn: texts(size, steps, seed=turn),
         turns=turns,
@@ -113,4 +116,4 @@ def problem(quick: bool) -> side_by_side.Problem:
 
 
 if __name__ == "__main__":
-    side_by_side.main(__doc__, problem, keras_lamb, lamb)
+    side_by_side.main(__doc__, problem)

@@ -8,10 +8,12 @@ with them; what the others take longer is what their optimizers cost.
     ms a step     the median, without the first turn and each turn's first step, which waits for its data
     optimizer ms  the median, over the turns, of how much longer a step takes than with the gradients alone
     share         of the step, in per cent
-    MiB           how far the process's memory grows in the first turn: activations, gradients, slots,
-                  temporaries, and the graph, which is traced then. The weights are there before
-    first step s  from the call of `fit` to the end of its first step; a single measurement
     first, last   the mean loss of the first and of the last turn; no batch is seen twice
+    MiB           how far a process's memory grows in the first turn: activations, gradients, slots,
+                  temporaries, and the graph, which is traced then. The weights are there before
+    first step s  from the call of `fit` to the end of its first step, traced and compiled; measured once
+
+The last two are each training's in a process of its own; --quick leaves them out.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -37,13 +41,19 @@ from step_times import StepTimes
 import tf_adam_variants as tav
 
 ALONE = "the gradients alone"
-MakeOptimizer = Callable[..., keras.optimizers.Optimizer]
+Numbers = dict[str, float]
 
 
 class Problem(NamedTuple):
-    """What is trained: a compiled model by its optimizer, a turn's batches by the turn's number."""
+    """What is trained, and by whom.
+
+    `theirs` makes Keras's optimizer, `ours` this package's, of its argument `fused`; `model` makes a compiled
+    model of an optimizer, and `batches` a turn's batches of the turn's number.
+    """
 
     title: str
+    theirs: Callable[[], keras.optimizers.Optimizer]
+    ours: Callable[..., keras.optimizers.Optimizer]
     model: Callable[[keras.optimizers.Optimizer], keras.Model]
     batches: Callable[[int], tf.data.Dataset]
     turns: int
@@ -71,7 +81,6 @@ class Training:
         keras.utils.set_random_seed(0)  # the same weights and the same dropout in every training
         self.model = problem.model(optimizer)
         self.turns: list[Turn] = []
-        self.mib = 0.0
 
     def take_turn(self, batches: tf.data.Dataset) -> None:
         times, begin = StepTimes(), time.perf_counter()
@@ -79,99 +88,105 @@ class Training:
         seconds, others = time.perf_counter() - begin, times.milliseconds[1:]
         self.turns.append(Turn(loss, seconds - sum(others) / 1e3, others))
 
-    def take_first_turn(self, batches: tf.data.Dataset) -> None:
-        self.mib = memory.growth(partial(self.take_turn, batches))
-
-    def results(self, alone: Training) -> dict[str, float]:
-        step, longer = (
-            statistics.median(values)
-            for values in (
-                [ms for turn in self.turns[1:] for ms in turn.milliseconds],
-                [
-                    statistics.median(own.milliseconds) - statistics.median(other.milliseconds)
-                    for own, other in zip(self.turns[1:], alone.turns[1:], strict=True)
-                ],
-            )
+    def results(self, alone: Training) -> Numbers:
+        step = statistics.median(ms for turn in self.turns[1:] for ms in turn.milliseconds)
+        optimizer = statistics.median(
+            statistics.median(own.milliseconds) - statistics.median(other.milliseconds)
+            for own, other in zip(self.turns[1:], alone.turns[1:], strict=True)
         )
-        return {
-            "step_ms": step,
-            "optimizer_ms": longer,
-            "share": 100 * longer / step,
-            "mib": self.mib,
-            "first_step_s": self.turns[0].first_step,
-            "first_loss": self.turns[0].loss,
-            "last_loss": self.turns[-1].loss,
-        }
+        losses = {"first_loss": self.turns[0].loss, "last_loss": self.turns[-1].loss}
+        return {"step_ms": step, "optimizer_ms": optimizer, "share": 100 * optimizer / step} | losses
 
 
-def compare(problem: Problem, optimizers: dict[str, MakeOptimizer], console: Console) -> dict[str, Training]:
+def optimizers(problem: Problem) -> dict[str, Callable[[], keras.optimizers.Optimizer]]:
+    """Those that can run here, by their names in the table."""
+    found = {ALONE: GradientsAlone, f"keras {type(problem.theirs()).__name__}": problem.theirs}
+    for fused in (False, True) if tav.fused.is_available() else (False,):
+        name = f"tav.{type(problem.ours(fused=False)).__name__}, fused={fused}"
+        found[name] = partial(problem.ours, fused=fused)
+    return found
+
+
+def in_turns(problem: Problem, progress: Progress) -> dict[str, Training]:
     """The trainings by their optimizers' names, all turns taken."""
-    trainings: dict[str, Training] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=problem.turns * len(optimizers))
-        for turn in range(problem.turns):
-            batches = problem.batches(turn)
-            for name, optimizer in optimizers.items():
-                progress.update(bar, description=f"turn {turn + 1}, {name}")
-                if turn == 0:
-                    trainings[name] = Training(problem, optimizer())
-                    trainings[name].take_first_turn(batches)
-                else:
-                    trainings[name].take_turn(batches)
-                progress.advance(bar)
-                if not console.is_terminal:  # bars that move are for terminals, a log needs lines
-                    console.print(f"turn {turn + 1}, {name}: loss {trainings[name].turns[-1].loss:.4f}")
+    trainings = {name: Training(problem, optimizer()) for name, optimizer in optimizers(problem).items()}
+    bar = progress.add_task("", total=problem.turns * len(trainings))
+    for turn in range(problem.turns):
+        batches = problem.batches(turn)
+        for name, training in trainings.items():
+            progress.update(bar, description=f"turn {turn + 1}, {name}")
+            training.take_turn(batches)
+            progress.advance(bar)
+            if not progress.console.is_terminal:  # bars that move are for terminals, a log needs lines
+                progress.console.print(f"turn {turn + 1}, {name}: loss {training.turns[-1].loss:.4f}")
     return trainings
 
 
-def table(title: str, results: dict[str, dict[str, float]]) -> Table:
+def first_turn(problem: Problem, small: Problem, name: str) -> Numbers:
+    """Memory and the first step of one training, in this process."""
+    Training(small, GradientsAlone()).take_turn(small.batches(0))  # what happens once a process
+    training, batches = Training(problem, optimizers(problem)[name]()), problem.batches(0)
+    mib = memory.growth(lambda: training.take_turn(batches))
+    return {"mib": mib, "first_step_s": training.turns[0].first_step}
+
+
+def in_its_own_process(name: str) -> Numbers:
+    """The first turn of one training, by this same program."""
+    done = subprocess.run([sys.executable, sys.argv[0], "--one", name], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stderr}\nExit status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+COLUMNS = {
+    "ms a step": "{step_ms:.1f}",
+    "optimizer ms": "{optimizer_ms:.1f}",
+    "share": "{share:.0f} %",
+    "first loss": "{first_loss:.4f}",
+    "last loss": "{last_loss:.4f}",
+}
+OF_A_PROCESS = {"MiB": "{mib:.0f}", "first step s": "{first_step_s:.1f}"}
+
+
+def table(title: str, results: dict[str, Numbers]) -> Table:
+    columns = COLUMNS | (OF_A_PROCESS if "mib" in results[ALONE] else {})
     grid = Table(title=title)
     grid.add_column("optimizer")
-    for heading in "ms a step", "optimizer ms", "share", "MiB", "first step s", "first loss", "last loss":
+    for heading in columns:
         grid.add_column(heading, justify="right")
     for name, own in results.items():
-        ms, longer, share, mib, first_step, *losses = own.values()
-        optimizer = ("", "") if name == ALONE else (f"{longer:.1f}", f"{share:.0f} %")
-        losses = ("", "") if name == ALONE else (f"{loss:.4f}" for loss in losses)
-        grid.add_row(name, f"{ms:.1f}", *optimizer, f"{mib:.0f}", f"{first_step:.1f}", *losses)
+        grid.add_row(name, *(cell.format(**own) for cell in columns.values()))
     return grid
 
 
-def main(
-    description: str, problem: Callable[[bool], Problem], theirs: MakeOptimizer, ours: MakeOptimizer
-) -> None:
-    """The command line of an example.
-
-    Args:
-        description: what `--help` prints.
-        problem: makes the problem, or with True a small one.
-        theirs: makes Keras's optimizer.
-        ours: makes this package's, of its argument `fused`.
-    """
+def main(description: str, problem: Callable[[bool], Problem]) -> None:
+    """The command line of an example. `problem` makes it, or with True a small one."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a small model and few steps: under a minute")
     parser.add_argument("--turns", type=int, help="how often each training takes its turn")
     parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     tf.config.set_visible_devices([], "GPU")  # the memory measured is the process's own
-    console = Console(width=None if Console().is_terminal else 110)
+    asked = problem(options.quick)
+    if options.one:
+        print(json.dumps(first_turn(asked, problem(True), options.one)))
+        return
+    asked = asked._replace(turns=options.turns or asked.turns)
 
-    small, asked = problem(True), problem(options.quick)
-    if options.turns:
-        asked = asked._replace(turns=options.turns)
-    optimizers = {ALONE: GradientsAlone, f"keras {theirs().__class__.__name__}": theirs}
-    for fused in (False, True) if tav.fused.is_available() else (False,):
-        name = f"{type(ours(fused=False)).__name__}, fused={fused}"
-        optimizers[f"tav.{name}"] = partial(ours, fused=fused)
+    console = Console(width=None if Console().is_terminal else 110)
     console.print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs")
-    Training(small, GradientsAlone()).take_turn(
-        small.batches(0).take(1)
-    )  # what happens once a process has happened then
-    trainings = compare(asked, optimizers, console)
-    results = {name: training.results(trainings[ALONE]) for name, training in trainings.items()}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    results: dict[str, Numbers] = {name: {} for name in optimizers(asked)}
+    with Progress(*columns, console=console) as progress:
+        if not options.quick:  # before there is much in this process
+            for name in progress.track(results, description="each in a process of its own"):
+                results[name] = in_its_own_process(name)
+        trainings = in_turns(asked, progress)
+    for name, training in trainings.items():
+        results[name] |= training.results(trainings[ALONE])
     console.print(table(asked.title, results))
     if options.out:
         weights = trainings[ALONE].model.trainable_variables

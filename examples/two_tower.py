@@ -83,6 +83,8 @@ def problem(quick: bool) -> side_by_side.Problem:
     tables = f"{size.users:,} users and {size.items:,} items, width {size.width}"
     return side_by_side.Problem(
         f"two towers, {tables}; batches of {size.batch:,}",
+        theirs=keras_adam,
+        ours=adamw,
         model=partial(two_towers, size),
         batches=lambda turn: batches.skip(turn * steps).take(steps),
         turns=size.batches // steps,
@@ -90,4 +92,4 @@ def problem(quick: bool) -> side_by_side.Problem:
 
 
 if __name__ == "__main__":
-    side_by_side.main(__doc__, problem, keras_adam, adamw)
+    side_by_side.main(__doc__, problem)

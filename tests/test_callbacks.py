@@ -40,7 +40,9 @@ def expected(case, rates):
     decay = told.pop("weight_decay", 0.0)
     for t, rate in enumerate(rates, start=1):
         gradient = 2 * X.T @ (X @ w - Y) / len(X)
-        w = case.rule(w, gradient, t, slots, rate, decay * (1.0 if case.rule is oracle.lamb else rate), **told)
+        w = case.rule(
+            w, gradient, t, slots, rate, decay * (1.0 if case.rule is oracle.lamb else rate), **told
+        )
         history.append(w)
     return history
 
