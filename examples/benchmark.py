@@ -41,7 +41,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-import gc
 import json
 import math
 import os
@@ -59,6 +58,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
 import keras
+import memory
 import numpy as np
 import shapes
 import tensorflow as tf
@@ -298,24 +298,12 @@ def measure(set_name: str, rule_name: str, rounds: int) -> dict[str, Floats]:
     return results
 
 
-def memory(set_name: str, rule_name: str, name: str) -> float:
+def mebibytes(set_name: str, rule_name: str, name: str) -> float:
     """One contestant, in this process."""
     prepare = contestants(rule_name)[name]
     prepare(Model([(2, 2)])).step()  # what happens once a process
     step = prepare(Model(SETS[set_name])).step
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the step would get
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
-    before = mib("VmRSS")
-    for _ in range(3):
-        step()
-    return mib("VmHWM") - before
-
-
-def mib(what: str) -> float:
-    """VmRSS, the process's memory now, or VmHWM, its peak since it was last reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**10
+    return memory.growth(lambda: [step() for _ in range(3)])
 
 
 def in_its_own_process(set_name: str, rule_name: str, what: str) -> Any:
@@ -357,7 +345,7 @@ def main() -> None:
     tf.get_logger().setLevel("ERROR")  # it takes many fresh functions for one that is traced again
     if options.one:
         *names, what = options.one
-        print(json.dumps(measure(*names, int(what)) if what.isdigit() else memory(*names, what)))
+        print(json.dumps(measure(*names, int(what)) if what.isdigit() else mebibytes(*names, what)))
         return
     there = {"the compiled op": tav.fused.is_available(), "torch": torch, "optax": jax, FLOOR: plain_loops()}
     missing = [name for name, found in there.items() if not found]

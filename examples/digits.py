@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from step_times import StepTimes
 
 import tf_adam_variants  # noqa: F401 - registers the names that compile() is given below
 
@@ -77,19 +77,12 @@ class Run(NamedTuple):
     milliseconds: list[float]
 
 
-class Watch(keras.callbacks.Callback):
+class Watch(StepTimes):
     """Times the steps, and reports the end of every epoch."""
 
     def __init__(self, on_epoch: Callable[[dict[str, float]], None]) -> None:
         super().__init__()
-        self.milliseconds: list[float] = []
         self._on_epoch = on_epoch
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.milliseconds.append(1e3 * (time.perf_counter() - self._start))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._on_epoch(logs)

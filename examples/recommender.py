@@ -21,10 +21,10 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
+import memory
 import numpy as np
 
 RUNS = ("Keras Adam", "AdamW exact", "AdamW lazy")
@@ -32,30 +32,21 @@ USERS, ITEMS, FACTORS, NOISE = 1_000_000, 200_000, 8, 0.1
 WIDTH, BATCH, RATINGS, KNOWN = 32, 8192, 1_000_000, 20
 
 
-def ratings(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def ratings(
+    rows: tuple[int, int] = (USERS, ITEMS), count: int = RATINGS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Users, items, ratings and what these are without the noise."""
-    rng = np.random.default_rng(seed)
-    users = rng.permutation(USERS)[np.minimum(rng.zipf(1.3, RATINGS) - 1, USERS - 1)]
-    items = rng.permutation(ITEMS)[np.minimum(rng.zipf(1.3, RATINGS) - 1, ITEMS - 1)]
-    u, v = (rng.normal(size=(n, FACTORS)).astype("f4") / FACTORS**0.25 for n in (USERS, ITEMS))
+    rng = np.random.default_rng(0)
+    users, items = (rng.permutation(n)[np.minimum(rng.zipf(1.3, count) - 1, n - 1)] for n in rows)
+    u, v = (rng.normal(size=(n, FACTORS)).astype("f4") / FACTORS**0.25 for n in rows)
     truth = np.sum(u[users] * v[items], axis=1)
-    return users, items, truth + NOISE * rng.normal(size=RATINGS).astype("f4"), truth
-
-
-def peak() -> float:
-    """GiB that this process had at most since its peak was reset. Linux."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
-
-
-def reset_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")
+    return users, items, truth + NOISE * rng.normal(size=count).astype("f4"), truth
 
 
 def train(name: str, epochs: int) -> dict:
     """One run, in this process."""
     import keras
+    from step_times import StepTimes
 
     import tf_adam_variants as tav
 
@@ -77,19 +68,13 @@ def train(name: str, epochs: int) -> dict:
         "mse",
     )
 
-    class Meter(keras.callbacks.Callback):
-        """Milliseconds of each step, taken in the training loop, from the second epoch on."""
+    class Meter(StepTimes):
+        """Times and memory from the second epoch on."""
 
         def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
             if epoch <= 1:
-                reset_peak()
-                self.times: list[float] = []
-
-        def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-            self.start = time.perf_counter()
-
-        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-            self.times.append(1e3 * (time.perf_counter() - self.start))
+                memory.reset_peak()
+                self.milliseconds.clear()
 
     meter = Meter()
     history = model.fit(
@@ -103,8 +88,8 @@ def train(name: str, epochs: int) -> dict:
         verbose=0,
     ).history
     return {
-        "ms": statistics.median(meter.times),
-        "gib": peak(),
+        "ms": statistics.median(meter.milliseconds),
+        "gib": memory.mib("VmHWM") / 2**10,
         "loss": history["loss"],
         "val_loss": history["val_loss"],
         "truth": float(np.mean((y - truth)[held_out_known] ** 2)),

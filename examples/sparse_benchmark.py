@@ -13,7 +13,6 @@ memory the steps need beyond the table and its slots is the growth of the proces
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
 import keras
+import memory
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
@@ -91,23 +91,14 @@ def milliseconds(step: Step) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def mib(what: str) -> float:
-    """VmRSS, the process's memory now, or VmHWM, its peak since it was last reset."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(what)) / 2**10
-
-
 def alone(name: str, rows: int, rounds: int) -> dict[str, float]:
     """One contestant on one table, in this process."""
     make = contestants()[name]
     milliseconds(make(10))  # TensorFlow's own first-time costs
     step = make(rows)
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the step would get
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # Linux: the peak begins anew
-    before = mib("VmRSS")
-    times = [milliseconds(step) for _ in range(rounds)]
-    return {"ms": statistics.median(times[2:]), "mib": mib("VmHWM") - before}
+    times: list[float] = []
+    mib = memory.growth(lambda: times.extend(milliseconds(step) for _ in range(rounds)))
+    return {"ms": statistics.median(times[2:]), "mib": mib}
 
 
 def in_its_own_process(name: str, rows: int, rounds: int) -> dict[str, float]:
@@ -139,8 +130,8 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     del steps
     for name, ms in medians.items():
-        memory = in_its_own_process(name, rows, 5)["mib"]
-        table.add_row(name, f"{ms:.2f}", f"{medians['keras Adam'] / ms:.1f}", f"{memory:.0f}")
+        mib = in_its_own_process(name, rows, 5)["mib"]
+        table.add_row(name, f"{ms:.2f}", f"{medians['keras Adam'] / ms:.1f}", f"{mib:.0f}")
     console.print(table)
     growth = Table(title="the lazy AdamW step as the table grows", box=None)
     for heading in ("rows", "table MiB", "optimizer", "ms", "MiB beyond table and slots"):

@@ -1,0 +1,41 @@
+"""The examples with large models, as --quick runs them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def run(name, *options):
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--quick", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["bert_classifier", "resnet50", "two_tower"])
+def test_quick(name, tmp_path):
+    printed = run(name, "--out", tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    results = numbers["results"]
+    for own in results:
+        assert own in printed
+    alone, theirs, pure, fused = results.values()
+    assert abs(alone["last_loss"] - alone["first_loss"]) < 0.1  # no weight was changed
+    for own in theirs, pure, fused:
+        assert own["last_loss"] < 0.9 * own["first_loss"]
+        assert abs(own["last_loss"] - theirs["last_loss"]) < 0.3 * theirs["first_loss"]
+        assert own["step_ms"] > 0
+    if name != "resnet50":  # whose batch normalisation amplifies rounding
+        assert abs(pure["last_loss"] - fused["last_loss"]) < 1e-3
+
+
+def test_the_first_turn_in_a_process_of_its_own():
+    printed = run("two_tower", "--one", "tav.AdamW, fused=True")
+    numbers = json.loads(printed.splitlines()[-1])
+    assert set(numbers) == {"mib", "first_step_s"}
+    assert min(numbers.values()) > 0
