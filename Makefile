@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
+.PHONY: demo build test lint docs bench fuzz sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/si
 bench: build ## Milliseconds a step and seconds to the first one, compared with Keras.
 	$(BIN)/python examples/benchmark.py
 	$(BIN)/python examples/sparse_benchmark.py
+
+fuzz: build ## Random steps through every engine, against the oracle: make fuzz SEED=1 CASES=1000
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) --cases $(or $(CASES),100000)
 
 CXX ?= g++
 CHECKED = $(CXX) -std=c++17 -Wall -Wextra -O1 -g -fno-omit-frame-pointer -fopenmp-simd -fno-math-errno \
