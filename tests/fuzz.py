@@ -12,6 +12,7 @@ there before it: so errors do not grow, and each element's bound is that of one 
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import functools
 import re
@@ -602,19 +603,20 @@ def main():
         return int(wrong is not None)
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    failures, start = 0, time.time()
+    failures, done, start = 0, 0, time.time()
     columns = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, TextColumn("{task.fields[failures]} failures")) as progress:
+    progress = Progress(*columns, TextColumn("{task.fields[failures]} failures"))
+    with progress, contextlib.suppress(KeyboardInterrupt):
         task = progress.add_task("cases", total=options.cases, failures=0)
         for number in range(options.first, options.first + options.cases):
             if wrong := run(options.seed, number):
                 failures += 1
                 again = f"python tests/fuzz.py --seed {options.seed} --case {number}"
                 progress.console.print(f"{again}\n    {wrong}", markup=False, highlight=False, soft_wrap=True)
+            done += 1
             progress.update(task, advance=1, failures=failures)
             if failures == options.stop:
                 break
-    done = number + 1 - options.first
     seconds = time.time() - start
     print(f"{done} cases, {failures} failures, {seconds:.0f} s, {done / seconds:.0f} cases a second")
     print(f"{tally['bounded'] / max(tally['elements'], 1):.1%} of {tally['elements']} elements had a bound")
