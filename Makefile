@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test torture lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu bench-cuda test-oldest clean
+.PHONY: demo build test fuzz endurance torture lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu \
+	bench-cuda test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,12 @@ docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/si
 bench: build ## Milliseconds a step and seconds to the first one, compared with Keras.
 	$(BIN)/python examples/benchmark.py
 	$(BIN)/python examples/sparse_benchmark.py
+
+fuzz: build ## Random steps through every engine, against the oracle: make fuzz SEED=1 CASES=1000
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) --cases $(or $(CASES),100000)
+
+endurance: build ## 20,000 steps eagerly, in functions that are traced anew, and in fit: memory stays flat.
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/endurance.py --steps $(or $(STEPS),20000)
 
 CXX ?= g++
 CHECKED = $(CXX) -std=c++17 -Wall -Wextra -O1 -g -fno-omit-frame-pointer -fopenmp-simd -fno-math-errno \

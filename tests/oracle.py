@@ -48,9 +48,9 @@ def lamb(
         if w_norm > 0 and u_norm > 0:
             ratio = w_norm / u_norm
         if trust_ratio_min is not None:
-            ratio = max(ratio, trust_ratio_min)
+            ratio = np.maximum(ratio, trust_ratio_min)
         if trust_ratio_max is not None:
-            ratio = min(ratio, trust_ratio_max)
+            ratio = np.minimum(ratio, trust_ratio_max)
     return w - lr * ratio * u
 
 
@@ -58,10 +58,10 @@ def clip(grads, clipnorm=None, clipvalue=None, global_clipnorm=None):
     if clipvalue:
         return [np.clip(g, -clipvalue, clipvalue) for g in grads]
     if clipnorm:
-        return [g * min(1.0, clipnorm / np.sqrt(np.sum(g**2))) for g in grads]
+        return [g * np.minimum(1.0, clipnorm / np.sqrt(np.sum(g**2))) for g in grads]
     if global_clipnorm:
         norm = np.sqrt(sum(np.sum(g**2) for g in grads))
-        return [g * min(1.0, global_clipnorm / norm) for g in grads]
+        return [g * np.minimum(1.0, global_clipnorm / norm) for g in grads]
     return grads
 
 

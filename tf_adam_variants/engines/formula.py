@@ -116,7 +116,8 @@ def trust_ratio(w: Any, u: Any, sentinels: Any | None, update: Update, step: Ste
         w, u = (tf.where(sentinels, tf.zeros_like(x), x) for x in (w, u))
     # l2_loss is half the square of the norm in one pass without a copy; the halves cancel.
     w_norm, u_norm = tf.sqrt(tf.nn.l2_loss(w)), tf.sqrt(tf.nn.l2_loss(u))
-    ratio = tf.where(tf.minimum(w_norm, u_norm) > 0, w_norm / u_norm, 1)
+    # Not by their minimum, in which XLA loses a NaN.
+    ratio = tf.where((w_norm > 0) & (u_norm > 0), w_norm / u_norm, 1)
     if update.trust_ratio_min is not None:
         ratio = tf.maximum(ratio, step.trust_ratio_min)
     if update.trust_ratio_max is not None:

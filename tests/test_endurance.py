@@ -1,0 +1,25 @@
+"""No Python object is kept a step: the exact half of `make endurance`."""
+
+import endurance
+import pytest
+
+STEPS = {"eagerly": (50, 10), "retraced": (60, 20), "in fit": (200, 100)}
+
+
+@pytest.mark.parametrize(("name", "fused"), [("AdamW", False), ("AdamW", True), ("LAMB, lazy", True)])
+@pytest.mark.parametrize("way", STEPS)
+def test_no_object_is_kept(way, name, fused):
+    steps, warm_up = STEPS[way]
+    objects, _ = endurance.growth(endurance.WAYS[way](endurance.OPTIMIZERS[name](fused)), steps, warm_up)
+    assert objects <= 2  # once, not a step; of retraced functions there are three
+
+
+def test_one_object_a_step_would_be_seen():
+    kept = []
+
+    def run(steps):
+        kept.extend([] for _ in range(steps))
+
+    objects, blocks = endurance.growth(run, 50, 5)
+    assert objects >= 50
+    assert blocks >= 50
