@@ -1,0 +1,60 @@
+"""Training in two processes is training on the global batch."""
+
+import functools
+import pathlib
+import sys
+
+import numpy as np
+import tensorflow as tf
+import test_strategies as one_process
+
+import tf_adam_variants as tav
+
+TESTS = pathlib.Path(__file__).parent
+EXAMPLES = TESTS.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import local_cluster  # noqa: E402
+
+OPTIMIZERS = {
+    f"{cls.__name__} {options} fused={fused}": functools.partial(cls, 0.125, fused=fused, **options)
+    for cls, *all_options in (
+        (tav.AdamW, {"sparse_update": "lazy"}),
+        (tav.QHAdam, {"sparse_update": "exact"}),
+        (tav.QHAdamW, {"sparse_update": "exact"}, {"sparse_update": "lazy"}),
+        (tav.LAMB, {"sparse_update": "exact"}, {"sparse_update": "lazy"}, {"global_clipnorm": 2.0}),
+    )
+    for options in all_options
+    for fused in (False, True)
+}
+
+
+def trained(strategy, steps):
+    """What each optimizer makes of the steps."""
+    return {name: one_process.looped(strategy, made, steps) for name, made in OPTIMIZERS.items()}
+
+
+WORKER = """
+import json, sys
+sys.path[:0] = sys.argv[1:]
+import local_cluster
+local_cluster.end_with_the_launcher()
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import test_multi_worker as tests
+made = tests.trained(strategy, tests.one_process.steps_of_two())
+print(json.dumps({name: [a.tolist() for a in device] for name, [device] in made.items()}))
+"""
+
+
+def test_two_workers_are_one_with_the_global_batch(tmp_path):
+    """All optimizers, dense and sparse, by each engine: the compiled op works on a worker's own devices."""
+    printed = []
+    command = [sys.executable, "-c", WORKER, str(TESTS), str(EXAMPLES)]
+    codes = local_cluster.run(command, {"worker": 2}, tmp_path, printed.append)
+    assert codes == [0, 0], (tmp_path / "worker-0.log").read_text()[-3000:]
+    want = trained(tf.distribute.get_strategy(), one_process.global_batches(one_process.steps_of_two()))
+    assert len(printed) == 2
+    for name in OPTIMIZERS:
+        have = [[np.array(a) for a in worker[name]] for worker in printed]
+        np.testing.assert_equal(have[0], have[1])
+        one_process.assert_same(have, want[name])
