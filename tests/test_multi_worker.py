@@ -1,8 +1,11 @@
-"""Training in two processes is training on the global batch."""
+"""Training in two processes is training on the global batch, and a worker may be killed."""
 
 import functools
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +15,7 @@ import tf_adam_variants as tav
 
 TESTS = pathlib.Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
+EXAMPLE = EXAMPLES / "multi_worker.py"
 sys.path.insert(0, str(EXAMPLES))
 import local_cluster  # noqa: E402
 
@@ -58,3 +62,44 @@ def test_two_workers_are_one_with_the_global_batch(tmp_path):
         have = [[np.array(a) for a in worker[name]] for worker in printed]
         np.testing.assert_equal(have[0], have[1])
         one_process.assert_same(have, want[name])
+
+
+def example(out):
+    return [sys.executable, str(EXAMPLE), "--quick", "--fused", "true", "--out", str(out)]
+
+
+def test_the_example_ends_with_the_same_bits(tmp_path):
+    done = subprocess.run(example(tmp_path), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "worker 1 was killed after step 15" in done.stdout
+    assert "start 2: killed, from step 10" in done.stdout
+    assert "start 2: undisturbed, from step 0" in done.stdout
+    files = [tmp_path / name / f"worker-{i}.npz" for name in ("killed", "undisturbed") for i in (0, 1)]
+    states = [list(np.load(file).values()) for file in files]
+    assert len(states[0]) > 30
+    for state in states[1:]:
+        np.testing.assert_equal(state, states[0])
+
+
+def test_no_worker_outlives_the_launcher(tmp_path):
+    """Killed so that it can clean up nothing."""
+    launcher = subprocess.Popen(example(tmp_path), stdout=subprocess.DEVNULL)
+    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    while len(workers := children.read_text().split()) < 2:
+        time.sleep(0.01)
+        assert launcher.poll() is None
+    # Before they watch the launcher they are no workers yet, but their input has ended by then.
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    deadline = time.monotonic() + 300
+    while any(map(alive, workers)):
+        time.sleep(0.05)
+        assert time.monotonic() < deadline
+
+
+def alive(pid):
+    """Whether a process runs. One that has ended may wait for its parent as a zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
