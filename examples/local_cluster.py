@@ -54,7 +54,7 @@ def _run(
 ) -> list[int]:
     deadline = time.monotonic() + limit
     tasks = [(job, index) for job, count in jobs.items() for index in range(count)]
-    ports = iter(_free_ports(len(tasks)))
+    ports = iter(free_ports(len(tasks)))
     cluster = {job: [f"127.0.0.1:{next(ports)}" for _ in range(count)] for job, count in jobs.items()}
     logs = [directory / f"{job}-{index}.log" for job, index in tasks]
     printed: queue.Queue[tuple[subprocess.Popen[str], str]] = queue.Queue()
@@ -99,7 +99,8 @@ def _listen(process: subprocess.Popen[str], printed: queue.Queue[tuple[subproces
     printed.put((process, ""))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has opened at the moment."""
     with contextlib.ExitStack() as stack:  # all open at once, so that they differ
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

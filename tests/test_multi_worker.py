@@ -103,3 +103,40 @@ def alive(pid):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+COORDINATOR = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import local_cluster, tensorflow as tf, tf_adam_variants as tav
+worker, ps = (f"127.0.0.1:{port}" for port in local_cluster.free_ports(2))
+cluster = tf.train.ClusterSpec({"worker": [worker], "ps": [ps]})
+servers = [tf.distribute.Server(cluster, job) for job in cluster.jobs]
+resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+strategy = tf.distribute.ParameterServerStrategy(resolver)
+coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+with strategy.scope():
+    weights, made_inside = tf.Variable([1.0, 2.0]), tav.LAMB()
+made_outside = tav.LAMB()
+for step in (
+    lambda: made_inside.build([weights]),
+    lambda: coordinator.schedule(
+        tf.function(lambda: strategy.run(lambda: made_outside.apply([tf.ones(2)], [weights])))
+    ),
+):
+    try:
+        step()
+    except ValueError as error:
+        print(error)
+sys.stdout.flush()
+os._exit(0)  # TensorFlow has no way to stop servers
+"""
+
+
+def test_parameter_servers_are_refused():
+    command = [sys.executable, "-c", COORDINATOR, str(EXAMPLES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (
+        done.stdout.count("lamb does not train under ParameterServerStrategy: its workers do not wait") == 2
+    )
+    assert done.stdout.count("Train under MultiWorkerMirroredStrategy, or in one process") == 2

@@ -56,6 +56,8 @@ class AdamVariant(Configured):
                 )
             return
         _slots.check_types(variables, self.name)
+        for strategy in (self._distribution_strategy, tf.distribute.get_strategy()):
+            _variables.check_strategy(strategy, self.name)
         super().build(variables)
         self._momentums, self._velocities = _slots.add(self, variables, "momentum", "velocity")
         if self._update.amsgrad:
