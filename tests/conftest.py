@@ -2,9 +2,9 @@ import keras
 import pytest
 import tensorflow as tf
 
-# Two replicas need two devices, and how many there are is fixed once TensorFlow runs its first op.
+# Three replicas need three devices, and how many there are is fixed once TensorFlow runs its first op.
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
 )
 
 

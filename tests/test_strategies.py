@@ -29,11 +29,19 @@ def name_of(value):
     return ("-".join(value) or "plain") if isinstance(value, dict) else None
 
 
-@functools.cache  # a second MirroredStrategy would number its collective operations as the first did
+# A second MirroredStrategy would number its collective operations as the first did: with three replicas there
+# are none.
+@functools.cache
 def strategy_of(name):
     """None has no strategy."""
     return {
         "two replicas": lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
+        "three replicas": lambda: tf.distribute.MirroredStrategy(
+            ["CPU:0", "CPU:1", "CPU:2"], tf.distribute.ReductionToOneDevice()
+        ),
+        "central storage": lambda: tf.distribute.experimental.CentralStorageStrategy(
+            ["CPU:0", "CPU:1"], "CPU:2"
+        ),
         "one device": lambda: tf.distribute.OneDeviceStrategy("CPU:1"),
         None: tf.distribute.get_strategy,
     }[name]()
@@ -186,6 +194,20 @@ def test_loop_on_one_device(how, options, mode):
     assert_same(have, want)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@BOTH
+@pytest.mark.parametrize("cls", [tav.QHAdamW, tav.LAMB])
+def test_loop_with_central_storage(cls, how, fused):
+    """Two replicas compute gradients of one copy of the variables, which is on a third device."""
+
+    def optimizer():
+        return cls(0.125, sparse_update=how, fused=fused)
+
+    have = looped(strategy_of("central storage"), optimizer, steps_of_two())
+    assert len(have) == 1
+    assert_same(have, looped(strategy_of(None), optimizer, global_batches(steps_of_two())))
+
+
 @MODES
 @BOTH
 @pytest.mark.parametrize("replica", [0, 1])
@@ -202,10 +224,12 @@ def test_an_id_out_of_range_in_one_replica_writes_nothing_in_any(replica, how, m
 
 @pytest.fixture
 def in_float64():
-    kept = keras.config.dtype_policy()
+    kept = keras.config.dtype_policy(), keras.config.floatx()
     keras.config.set_dtype_policy("float64")
+    keras.config.set_floatx("float64")  # the type of losses
     yield
-    keras.config.set_dtype_policy(kept)
+    keras.config.set_dtype_policy(kept[0])
+    keras.config.set_floatx(kept[1])
 
 
 def model(strategy, optimizer):
@@ -218,10 +242,13 @@ def model(strategy, optimizer):
     return made
 
 
+IDS = np.random.default_rng(0).integers(10, size=(48, 3))
+BATCHES = IDS, IDS.sum(axis=1, keepdims=True) % 5.0
+
+
 def fit(made):
-    """Four steps; every batch, and every replica's half of it, repeats ids."""
-    x = np.random.default_rng(0).integers(10, size=(64, 3))
-    made.fit(x, x.sum(axis=1) % 5.0, batch_size=16, shuffle=False, verbose=0)
+    """Four steps; every batch, and every replica's part of it, repeats ids."""
+    made.fit(*BATCHES, batch_size=12, shuffle=False, verbose=0)
 
 
 def all_of(made):
@@ -246,17 +273,143 @@ def test_fit(how, cls, options):
     assert_same(one + two, want)
 
 
+@pytest.mark.parametrize("shards", [(), (None, "model")], ids=["data parallel", "model parallel"])
+def test_keras_distribution_does_nothing_on_tensorflow(shards):
+    """Keras itself places nothing there: one device trains, and with the same bits."""
+
+    def fitted(distribution):
+        keras.distribution.set_distribution(distribution)
+        try:
+            made = model(strategy_of(None), lambda: tav.LAMB(0.0625))
+            fit(made)
+        finally:
+            keras.distribution.set_distribution(None)
+        return made
+
+    if shards:
+        mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], ["cpu:0", "cpu:1"])
+        layouts = keras.distribution.LayoutMap(mesh)
+        layouts[".*kernel"] = shards
+        distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    else:
+        distribution = keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"])
+    have = fitted(distribution)
+    np.testing.assert_equal(all_of(have), all_of(fitted(None)))
+    state = [*have.weights, *have.optimizer.variables]
+    assert {v.value.device for v in state} == {"/job:localhost/replica:0/task:0/device:CPU:0"}
+
+
+PLACES = [None, "two replicas", "three replicas"]
+
+
+def lamb(place, **options):
+    return model(strategy_of(place), lambda: tav.LAMB(0.0625, **options))
+
+
+def loop_of(made):
+    """A function that takes the steps of `fit` by `strategy.run`."""
+    strategy, variables = made.distribute_strategy, made.trainable_variables
+
+    def replica(ids, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum((made(ids) - y) ** 2)
+        made.optimizer.apply(tape.gradient(loss, variables), variables)
+
+    run = tf.function(lambda *batch: strategy.run(replica, batch))
+
+    def spread(array):
+        parts = np.split(array, strategy.num_replicas_in_sync)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+        )
+
+    def steps():
+        for batch in zip(*(np.split(array, 4) for array in BATCHES), strict=True):
+            run(*map(spread, batch))
+
+    return steps
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A function of a place: the files, but for their endings, of a model after its first `fit` there."""
+
+    @functools.cache
+    def save(place):
+        made, file = lamb(place), str(tmp_path_factory.mktemp("saved") / "model")
+        fit(made)
+        made.save(f"{file}.keras")
+        made.save_weights(f"{file}.weights.h5")
+        tf.train.Checkpoint(made=made).write(file)
+        return file
+
+    return save
+
+
+@functools.cache
+def goes_on(place):
+    """A model that others are restored into, and two functions that take steps with it."""
+    made = lamb(place)
+    fit(made)
+    return made, [functools.partial(fit, made), loop_of(made)]
+
+
+@functools.cache
+def uninterrupted():
+    made = lamb(None)
+    fit(made)
+    fit(made)
+    return all_of(made)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("then", PLACES)
+@pytest.mark.parametrize("first", PLACES)
+def test_any_number_of_replicas_goes_on_from_any_other(first, then, saved):
+    """From a file of weights and from a checkpoint, in `fit` and in a loop."""
+    file = saved(first)
+    made, ways = goes_on(then)
+    for restore in (
+        lambda: made.load_weights(f"{file}.weights.h5"),
+        lambda: tf.train.Checkpoint(made=made).read(file).assert_consumed(),
+    ):
+        for four_steps in ways:
+            restore()
+            four_steps()
+            have = all_of(made)
+            assert len(have) == strategy_of(then).num_replicas_in_sync
+            assert_same(have, uninterrupted())
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("then", PLACES)
+@pytest.mark.parametrize("first", PLACES)
+def test_any_number_of_replicas_goes_on_with_a_model_of_any_other(first, then, saved):
+    with strategy_of(then).scope():
+        again = keras.models.load_model(f"{saved(first)}.keras")
+    fit(again)
+    assert_same(all_of(again), uninterrupted())
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize(("first", "then"), [(None, "three replicas"), ("three replicas", "two replicas")])
+def test_a_checkpoint_is_restored_before_there_are_slots(first, then, saved):
+    made = lamb(then)
+    tf.train.Checkpoint(made=made).read(saved(first))
+    fit(made)
+    assert_same(all_of(made), uninterrupted())
+
+
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(("first", "then"), [("two replicas", None), (None, "two replicas")])
-@BOTH
-def test_a_saved_model_goes_on_elsewhere(how, first, then, tmp_path):
-    made = model(strategy_of(first), lambda: tav.LAMB(0.0625, sparse_update=how))
+def test_a_model_with_lazy_updates_goes_on_elsewhere(first, then, tmp_path):
+    made = lamb(first, sparse_update="lazy")
     fit(made)
     made.save(tmp_path / "model.keras")
     with strategy_of(then).scope():
         again = keras.models.load_model(tmp_path / "model.keras")
     fit(again)
-    whole = model(strategy_of(None), lambda: tav.LAMB(0.0625, sparse_update=how))
+    whole = lamb(None, sparse_update="lazy")
     fit(whole)
     fit(whole)
     assert_same(all_of(again), all_of(whole))

@@ -73,6 +73,8 @@ class AdamVariant(Configured):
         if self.built and not new:
             return
         _slots.check_types(new, self.name)
+        for strategy in (self._distribution_strategy, tf.distribute.get_strategy()):
+            _variables.check_strategy(strategy, self.name)
         added = self.built
         if added:
             self._build_on_more(new)

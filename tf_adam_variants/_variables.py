@@ -1,4 +1,4 @@
-"""What is asked of a variable: its path, the type of its arithmetic, its replicas and their devices."""
+"""What is asked of a variable: its path, the type of its arithmetic, its replicas, devices and strategy."""
 
 from __future__ import annotations
 
@@ -74,3 +74,13 @@ def on_first_replica(strategy: Any, value: Any) -> Any:
     if strategy.num_replicas_in_sync == 1 and not isinstance(value, tf.distribute.DistributedValues):
         return value
     return strategy.experimental_local_results(value)[0]
+
+
+def check_strategy(strategy: Any, name: str) -> None:
+    """Raise a ValueError under a strategy whose workers write variables at the same time."""
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        raise ValueError(
+            f"{name} does not train under ParameterServerStrategy: its workers do not wait for each other. "
+            "Steps that overlap would lose parts of each other's moments and of the count of steps. "
+            "Train under MultiWorkerMirroredStrategy, or in one process under MirroredStrategy."
+        )

@@ -40,13 +40,20 @@ def _device_type(devices: frozenset[tuple[str, ...]]) -> tuple[str, str]:
     names = sorted({device for replicas in devices for device in replicas})
     parsed = [tf.DeviceSpec.from_string(name) for name in names]
     types = {device.device_type for device in parsed}
-    local = all(device.job in (None, "localhost") for device in parsed)
+    local = all(map(_is_of_this_process, parsed))
     if len(devices) == 1 and local and types in ({"CPU"}, {"GPU"}):
         return types.pop(), ""
     return "", (
         "the variables, or a replica's copies of them, must all be on one CPU or GPU of this process. "
         f"They are on {', '.join(names)}"
     )
+
+
+def _is_of_this_process(device: tf.DeviceSpec) -> bool:
+    """This process is /job:localhost, or in a cluster for example /job:worker/replica:0/task:1."""
+    with tf.init_scope(), tf.device(None):
+        here = tf.DeviceSpec.from_string(tf.constant(0).device)
+    return all(getattr(device, part) in (None, getattr(here, part)) for part in ("job", "replica", "task"))
 
 
 def as_computed(update: Update, dtype: tf.DType) -> Update:
