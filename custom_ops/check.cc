@@ -116,7 +116,9 @@ struct TestVariable {
   // The weight that a step begins with.
   double weight(int64_t i, const Kind& kind) const {
     if constexpr (sizeof(T) == 2) {
-      if (kind.rounding == Rounding::kMaster && stored<T>(master.at(i)).bits == w[i].bits) return master.at(i);
+      const T rounded = stored<T>(master.at(i));
+      if (kind.rounding == Rounding::kMaster && (rounded.bits == w[i].bits || widened(rounded) == w.at(i)))
+        return master.at(i);
     }
     return w.at(i);
   }

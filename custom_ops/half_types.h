@@ -88,7 +88,8 @@ template <typename T>
 TFAV_INLINE float followed(T w, float master) {
   T rounded;
   narrow(master, &rounded);
-  return rounded.bits == w.bits ? master : widened(w);
+  const bool zeros = ((rounded.bits | w.bits) & 0x7fffu) == 0;  // of either sign
+  return rounded.bits == w.bits || zeros ? master : widened(w);
 }
 
 // The type of a variable's moments and arithmetic.

@@ -387,7 +387,8 @@ class Variable:
         w = self.type.widened(self.w)
         if self.rounding != MASTER:
             return w
-        return np.where(self.type.stored(self.master) == self.w, self.type.state.widened(self.master), w)
+        rounded = self.type.widened(self.type.stored(self.master))
+        return np.where(rounded == w, self.type.state.widened(self.master), w)
 
     def expected(self, case, t, rate, decay, scale, g=None):
         """What the oracle makes of w, m, v and the largest v, and by how much rounding may change each."""

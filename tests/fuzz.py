@@ -42,6 +42,8 @@ RULES = {
 ENGINES = {"formula": formula, "resource_apply": resource_apply, "compiled_op": compiled_op}
 DTYPES = (tf.float64, tf.float32, tf.bfloat16, tf.float16)
 SLOTS = ("momentum", "velocity", "velocity_hat")
+ROUNDINGS = ("master_weights", "stochastic_rounding")
+SEED = 0xFEDCBA98  # of the random numbers that round
 
 # What the package does not compute well enough yet, so that it is left out.
 # The engines write moments as differences, m + (1 - beta) (g - m). With a beta below 1/2 this keeps the
@@ -71,6 +73,22 @@ class Array:
     ids_dtype: tf.DType
     decays: bool
     adapts: bool
+    stream: int  # of the random numbers that round it
+    rounding: str | None = None  # how its weights are kept, if not rounded to nearest: ROUNDINGS
+    master: np.ndarray | None = None  # float32
+
+    def values(self):
+        """What its variables begin with."""
+        return [self.weights, *self.slots, *([] if self.master is None else [self.master])]
+
+    def weights_of(self, values):
+        """Of the values before a step, the weights that it begins with, and the slots."""
+        if self.master is None:
+            return values
+        with np.errstate(over="ignore"):
+            rounding = values[-1].astype(self.dtype.as_numpy_dtype)
+        follows = np.where(rounding == values[0], values[-1], values[0].astype(np.float32))
+        return [follows, *values[1:-1]]
 
     @property
     def state_dtype(self):
@@ -197,7 +215,22 @@ def draw_array(rng, dtype, sparse, count, fresh):
         ids_dtype=pick(rng, tf.int32, tf.int64),
         decays=chance(rng, 0.7),
         adapts=chance(rng, 0.7),
+        stream=int(rng.integers(2**31)),
     )
+
+
+def draw_rounding(rng, arrays):
+    """One of ROUNDINGS for all variables of half types, or none."""
+    half = [array for array in arrays if array.dtype != array.state_dtype]
+    rounding = pick(rng, None, *ROUNDINGS) if half else None
+    for array in half:
+        array.rounding = rounding
+        if rounding == "master_weights":  # most weights are its rounding, some were assigned
+            w = array.weights.astype(np.float32)
+            near = w * (1 + 2.0**-10 * rng.uniform(-1, 1, w.shape))
+            other = draw_values(rng, w.shape, tf.float32)
+            array.master = np.where(rng.random(w.shape) < 0.8, near, other).astype(np.float32)
+    return {rounding: True} if rounding else {}
 
 
 def draw_options(rng):
@@ -253,6 +286,9 @@ def draw(seed, number, way=None):
         options={} if alone else draw_options(rng),
         scale=power(rng, -3, 0) if alone and chance(rng, 0.15) else None,
     )
+    rounding = draw_rounding(rng, case.arrays)
+    if not alone:
+        case.options |= rounding
     if "gradient_accumulation_steps" in case.options and not ACCUMULATED_HALVES:
         for array in case.arrays:
             if array.dtype != array.state_dtype:
@@ -359,12 +395,29 @@ def read(variables):
     return [v.numpy() for v in variables]
 
 
-def compare(array, intervals, after, where):
+def rounding_of(array, t, rows):
+    """How a float32 result becomes a weight of this variable; None: it stays as it is."""
+    if array.dtype == array.state_dtype or array.rounding == "master_weights":
+        return None
+    if array.rounding is None:
+        return lambda x: x.astype(array.dtype.as_numpy_dtype).astype(np.float32)
+    elements = np.arange(array.weights.size).reshape(array.weights.shape)
+    elements = elements if rows is None else elements[rows]
+    key = oracle.rounding_key(SEED, t - 1)
+    return lambda x: oracle.rounded_at_random(x, array.dtype.name, key, array.stream, elements)
+
+
+def compare(array, intervals, after, rounded, where):
     """Raise for the first element that is outside its interval."""
+    if array.rounding == "master_weights":
+        weights, after = after[0], [after[-1], *after[1:-1]]
+        with np.errstate(over="ignore"):
+            wrong = after[0].astype(array.dtype.as_numpy_dtype) != weights
+        if np.any(wrong & ~np.isnan(after[0])):
+            raise Failure(f"{where}: weights are not the rounding of their master weights")
     for name, interval, have in zip(("weights", *SLOTS), intervals, after, strict=False):
-        half = name == "weights" and array.dtype != array.state_dtype
         values = have.astype(np.longdouble)
-        inside = interval.holds(values, array.dtype.as_numpy_dtype if half else None)
+        inside = interval.holds(values, rounded if name == "weights" else None)
         tally["elements"] += values.size
         tally["bounded"] += int(np.sum(interval.finite()))
         if np.all(inside):
@@ -383,13 +436,14 @@ def check_step(case, array, before, after, gradient, rows, t, betas, where):
     """
     if rows is not None:
         others = np.setdiff1d(np.arange(len(before[0])), rows)
-        for name, old, new in zip(("weights", *SLOTS), before, after, strict=False):
+        for name, old, new in zip(("weights", *SLOTS, "master weights"), before, after, strict=False):
             if old[others].tobytes() != new[others].tobytes():
                 raise Failure(f"{where}: {name} changed in a row that no id names")
         if not len(rows):
             return
         before, after, gradient = [x[rows] for x in before], [x[rows] for x in after], gradient[rows]
-    compare(array, allowed(case, array, before, gradient, t, betas), after, where)
+    intervals = allowed(case, array, array.weights_of(before), gradient, t, betas)
+    compare(array, intervals, after, rounding_of(array, t, rows), where)
 
 
 # -- the engines ---------------------------------------------------------------------------------------------
@@ -420,11 +474,12 @@ def run_engine(case, name, engine, update, steps):
     dtype = case.arrays[0].dtype
     betas = rounded_betas(case, dtype) if name == "resource_apply" else {}
     update = engine.as_computed(update, dtype)
-    state = [[tf.Variable(x) for x in (a.weights, *a.slots)] for a in case.arrays]
+    state = [[tf.Variable(x) for x in a.values()] for a in case.arrays]
     for i, gradients in enumerate(steps):
         before = [read(variables) for variables in state]
         taken = case.taken + i
-        step = Step.of(update, tf.constant(taken, tf.int64), tf.constant(case.learning_rate, tf.float32))
+        rate = tf.constant(case.learning_rate, tf.float32)
+        step = Step.of(update, tf.constant(taken, tf.int64), rate, SEED)
         if case.scale:
             step = step._replace(gradient_scale=tf.constant(case.scale, tf.float64))
         parameters = [
@@ -442,20 +497,24 @@ def run_engine(case, name, engine, update, steps):
 
 def parameter(case, array, variables, gradient, engine):
     """As the optimizer makes it."""
-    gradient = gradient.tensor()
+    gradient, ids = gradient.tensor(), None
     if array.sparse and not engine.takes_slices:
         rows = array.weights.shape[0]
         if case.lazy:
             gradient = _gradients.sum_repeated_ids(gradient, rows, array.state_dtype)
-            variables = [Rows(v, gradient.indices) for v in variables]
-            gradient = gradient.values
+            ids, gradient = gradient.indices, gradient.values
+            variables = [Rows(v, ids) for v in variables]
         else:
             gradient = _gradients.to_dense(gradient, rows, array.state_dtype)
-    w, m, v, *v_hat = variables
+    names = ["variable", *SLOTS[: len(array.slots)], *([] if array.master is None else ["master_weight"])]
     return Parameter(
-        w, m, v, v_hat[0] if v_hat else None, gradient,
-        weight_decay=array.decays, layer_adaptation=array.adapts,
-    )  # fmt: skip
+        **dict(zip(names, variables, strict=True)),
+        gradient=gradient,
+        weight_decay=array.decays,
+        layer_adaptation=array.adapts,
+        stream=array.stream if array.rounding == "stochastic_rounding" else None,
+        ids=ids,
+    )
 
 
 # -- the whole optimizer -------------------------------------------------------------------------------------
@@ -463,6 +522,8 @@ def parameter(case, array, variables, gradient, engine):
 
 def make(case):
     """The optimizer and its variables, with the slots and the number of steps set."""
+    for i, array in enumerate(case.arrays):
+        array.stream = i
     weights = [tf.Variable(a.weights, name=f"array_{i}/w") for i, a in enumerate(case.arrays)]
     arguments = case.terms | case.options
     if case.cls is not tav.QHAdam:
@@ -484,15 +545,17 @@ def make(case):
     slots = [
         [
             v.value
-            for name in SLOTS
+            for name in (*SLOTS, "master_weight")
             for v in optimizer.variables
             if re.search(rf"/array_{i}_w\w*_{name}$", v.path)
         ]
         for i in range(len(weights))
     ]
     for array, variables in zip(case.arrays, slots, strict=True):
-        for variable, value in zip(variables, array.slots, strict=True):
+        for variable, value in zip(variables, array.values()[1:], strict=True):
             variable.assign(value)
+    for seed in (v for v in optimizer.variables if v.name == "rounding_seed"):
+        seed.assign(SEED)
     optimizer.variables[0].assign(case.taken * case.options.get("gradient_accumulation_steps", 1))
     return optimizer, weights, slots
 

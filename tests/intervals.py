@@ -77,13 +77,13 @@ class Interval(np.lib.mixins.NDArrayOperatorsMixin):
         with np.errstate(all="ignore"):  # in whatever order: n - 1 roundings at the most
             return _rounded(self.low.sum(), self.high.sum(), self.arithmetic, ROUNDINGS + self.low.size)
 
-    def holds(self, values, dtype=None):
-        """Whether each of the values may be the result, rounded to a type if one is given."""
+    def holds(self, values, rounded=None):
+        """Whether each of the values may be the result, rounded by this function if one is given."""
         low, high = self.low, self.high
         free = ~(np.isfinite(low) & np.isfinite(high))
-        if dtype is not None:  # rounding keeps order, so that the rounded bounds are the bounds
+        if rounded is not None:  # it keeps order, so that the rounded bounds are the bounds
             with np.errstate(all="ignore"):
-                low, high = (x.astype(np.float32).astype(dtype).astype(np.float32) for x in (low, high))
+                low, high = (rounded(x.astype(np.float32)) for x in (low, high))
         return free | ((low <= values) & (values <= high))
 
     def finite(self):

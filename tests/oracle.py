@@ -96,10 +96,8 @@ def train(
     return history
 
 
-HALF_BITS = {
-    "float16": (11, -14),
-    "bfloat16": (8, -126),
-}  # of the significand, least exponent of a normal number
+# Bits of the significand, least exponent of a normal number, largest number.
+HALF_TYPES = {"float16": (11, -14, 65504.0), "bfloat16": (8, -126, 2.0**127 * (2 - 2.0**-7))}
 
 
 def mixed(x):
@@ -116,12 +114,14 @@ def rounding_key(seed, iterations):
 
 def rounded_at_random(x, dtype, key, stream, elements):
     """float32 values rounded to a half type; elements: their indices in variable number `stream`."""
-    bits, least = HALF_BITS[dtype]
+    bits, least, largest = HALF_TYPES[dtype]
     x = np.asarray(x, np.float64)
+    finite, x = np.isfinite(x), np.where(np.isfinite(x), x, np.copysign(2 * largest, x))
     with np.errstate(divide="ignore"):
         exponents = np.maximum(np.floor(np.log2(np.abs(x))), least)
     spacing = 2.0 ** (exponents - bits + 1)
     below = np.floor(np.abs(x) / spacing)
     stream_key = mixed(key + stream * 0x9E3779B9)
     random = mixed(stream_key + np.asarray(elements, np.uint64)) % 2 ** (24 - bits) / 2 ** (24 - bits)
-    return np.sign(x) * (below + (np.abs(x) / spacing - below + random >= 1)) * spacing
+    rounded = (below + (np.abs(x) / spacing - below + random >= 1)) * spacing
+    return np.sign(x) * np.where(finite & (rounded <= largest), rounded, np.inf)

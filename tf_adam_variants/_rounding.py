@@ -46,7 +46,7 @@ def elements(shape: tf.TensorShape, ids: Any | None) -> Any:
         return tf.reshape(tf.cast(tf.range(shape.num_elements(), dtype=tf.int64), tf.uint32), shape)
     width = shape[1:].num_elements()
     first = tf.cast(ids, tf.int64)[:, None] * width
-    return tf.reshape(tf.cast(first + tf.range(width, dtype=tf.int64), tf.uint32), [-1, *shape[1:]])
+    return tf.reshape(tf.cast(first + tf.range(width, dtype=tf.int64), tf.uint32), [tf.size(ids), *shape[1:]])
 
 
 def _mixed(x: Any) -> Any:
