@@ -332,7 +332,9 @@ def rounded_betas(case, dtype):
 
 def allowed(case, array, before, gradient, t, betas):
     """The intervals of the weights and slots after step t, from exact ones before it."""
-    arithmetic = array.arithmetic
+    # The engines multiply numerator and denominator by sqrt(1 - beta_2^t), so that they underflow sooner.
+    root = np.sqrt(1 - np.longdouble((case.terms | betas)["beta_2"]) ** t)
+    arithmetic = dataclasses.replace(array.arithmetic, least=float(array.arithmetic.least / root))
     rate = np.longdouble(case.learning_rate)
     decay = np.longdouble(case.weight_decay or 0.0) * array.decays
     if case.cls is not tav.LAMB:
