@@ -368,7 +368,9 @@ def rounded_betas(case, dtype):
 
 def allowed(case, array, before, gradient, t, betas):
     """The intervals of the weights and slots after step t, from exact ones before it."""
-    arithmetic = array.arithmetic
+    # The engines multiply numerator and denominator by sqrt(1 - beta_2^t), so that they underflow sooner.
+    root = np.sqrt(1 - np.longdouble((case.terms | betas)["beta_2"]) ** t)
+    arithmetic = dataclasses.replace(array.arithmetic, least=float(array.arithmetic.least / root))
     rate = np.longdouble(case.learning_rate)
     decay = np.longdouble(case.weight_decay or 0.0) * array.decays
     if case.cls is not tav.LAMB:
@@ -593,7 +595,11 @@ def run_optimizer(case, rng):
                     raise Failure(f"{where}: changed without a gradient")
                 continue
             k = given.index(j)
-            rows = lazy_rows([part[k] for part in gradients]) if array.sparse and case.lazy else None
+            rows = None
+            if array.sparse and case.lazy:
+                rows = lazy_rows([part[k] for part in gradients], dense[k])
+                if rows is None:
+                    continue
             check = functools.partial(
                 check_step, case, array, before[j], after, dense[k], rows, case.taken + i + 1, where=where
             )
@@ -614,12 +620,15 @@ def mean(array, parts):
     return Interval(total.low, total.high, array.arithmetic)
 
 
-def lazy_rows(parts):
-    """The rows of the ids; of accumulated gradients those that are not all zeros."""
+def lazy_rows(parts, dense):
+    """The rows of the ids; of accumulated gradients those that are not all zeros. None: rounding decides."""
     if len(parts) == 1:
         return parts[0].rows
-    total = np.sum([g.interval(Arithmetic.of(np.float64)).high for g in parts], axis=0)
-    return np.flatnonzero(np.any(total != 0, axis=tuple(range(1, total.ndim))))
+    axes = tuple(range(1, dense.low.ndim))
+    least = dense.arithmetic.least  # TensorFlow may read denormal numbers as 0
+    certain = np.any((dense.low >= least) | (dense.high <= -least), axis=axes)
+    possible = np.any((dense.low != 0) | (dense.high != 0), axis=axes)
+    return np.flatnonzero(certain) if np.all(certain == possible) else None
 
 
 def clipped(case, gradients):
