@@ -106,7 +106,7 @@ def classifier(size: Size, optimizer: keras.optimizers.Optimizer) -> keras_hub.m
 def problem(quick: bool) -> side_by_side.Problem:
     size, steps, turns = (QUICK, 8, 4) if quick else (FULL, 3, 12)
     return side_by_side.Problem(
-        f"BERT, {size.layers} layers of width {size.width}; batches of {size.batch} x {size.length} tokens",
+        f"BERT, layers: {size.layers}, width: {size.width}; batches of {size.batch} x {size.length} tokens",
         theirs=partial(keras_lamb, size),
         ours=partial(lamb, size),
         model=partial(classifier, size),
