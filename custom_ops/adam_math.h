@@ -1,8 +1,8 @@
 // The formula of the Adam family, once: the loops on the CPU and the kernels on a GPU call these functions.
 //
 //   g  <- gradient_scale g
-//   m  <- m + beta_3 g - one_minus_beta_1 m
-//   v  <- v + one_minus_beta_2 (g^2 - v)
+//   m  <- momentum_kept m + beta_3 g - momentum_forgotten m
+//   v  <- velocity_kept v + one_minus_beta_2 g^2 - velocity_forgotten v
 //   d   = (momentum_coefficient m + gradient_coefficient g)
 //         / (sqrt(velocity_coefficient v + squared_gradient_coefficient g^2) + epsilon)
 //   u   = d + weight_decay w
@@ -27,9 +27,10 @@ namespace tfav {
 
 // The scalars of one step: class Step of _step.py, field by field.
 struct Step {
-  double gradient_scale;  // for clipping by the global norm
-  double one_minus_beta_1;
-  double beta_3;  // 1 - beta_1, or 1 without gradient averaging (the name is apex's)
+  double gradient_scale;                     // for clipping by the global norm
+  double momentum_kept, momentum_forgotten;  // 1 and 1 - beta_1; beta_1 and 0 for a small beta
+  double beta_3;                             // 1 - beta_1, or 1 without gradient averaging (the name is apex's)
+  double velocity_kept, velocity_forgotten;
   double one_minus_beta_2;
   double momentum_coefficient;  // The bias corrections are in these four and in epsilon;
   double gradient_coefficient;  // without a trust ratio the learning rate is too, and in weight_decay.
@@ -84,13 +85,16 @@ TFAV_INLINE S updated(S w, S u, S step_size) {
 // The scalars in the type of the arithmetic, and the formula over them.
 template <typename S>
 struct Formula {
-  S gradient_scale, one_minus_beta_1, beta_3, one_minus_beta_2;
+  S gradient_scale, momentum_kept, momentum_forgotten, beta_3, velocity_kept, velocity_forgotten, one_minus_beta_2;
   S momentum_coefficient, gradient_coefficient, velocity_coefficient, squared_gradient_coefficient, epsilon;
 
   TFAV_INLINE explicit Formula(const Step& s)
       : gradient_scale(S(s.gradient_scale)),
-        one_minus_beta_1(S(s.one_minus_beta_1)),
+        momentum_kept(S(s.momentum_kept)),
+        momentum_forgotten(S(s.momentum_forgotten)),
         beta_3(S(s.beta_3)),
+        velocity_kept(S(s.velocity_kept)),
+        velocity_forgotten(S(s.velocity_forgotten)),
         one_minus_beta_2(S(s.one_minus_beta_2)),
         momentum_coefficient(S(s.momentum_coefficient)),
         gradient_coefficient(S(s.gradient_coefficient)),
@@ -98,9 +102,12 @@ struct Formula {
         squared_gradient_coefficient(S(s.squared_gradient_coefficient)),
         epsilon(S(s.epsilon)) {}
 
-  // Differences, so that a constant gradient is a fixed point whatever 1 - beta rounds to.
-  TFAV_INLINE S new_momentum(S m, S g) const { return m + (beta_3 * g - one_minus_beta_1 * m); }
-  TFAV_INLINE S new_velocity(S v, S g) const { return v + one_minus_beta_2 * (g * g - v); }
+  // Differences, so that a constant gradient is a fixed point whatever 1 - beta rounds to. Not so for a small beta,
+  // where an old moment that is nearly forgotten would leave its rounding behind.
+  TFAV_INLINE S new_momentum(S m, S g) const { return momentum_kept * m + (beta_3 * g - momentum_forgotten * m); }
+  TFAV_INLINE S new_velocity(S v, S g) const {
+    return velocity_kept * v + (one_minus_beta_2 * (g * g) - velocity_forgotten * v);
+  }
 
   // kSquaredGradient: nu_2 is not 1. Otherwise g^2, which may overflow where v does not, stays out.
   template <bool kSquaredGradient>

@@ -156,7 +156,7 @@ Block<T> copy(const Block<T>& from) {
 
 using Reference = long double;  // its own rounding must not matter
 
-const Step kStep = {0.5, 0.1, 0.15, 0.02, 0.7, 0.3, 0.75, 0.25, 1e-4, 0.01, 0.125, 0.01, 10.0, 3e9};
+const Step kStep = {0.5, 1.0, 0.1, 0.15, 0.98, 0.0, 0.02, 0.7, 0.3, 0.75, 0.25, 1e-4, 0.01, 0.125, 0.01, 10.0, 3e9};
 
 // One step of the formula, and a check of what the step made of the variable. `g` gives the gradient.
 template <typename T, typename G, typename F>
@@ -172,8 +172,9 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
   for (int64_t i = 0; i < size; ++i) {
     if (updated_elements && !(*updated_elements)[i]) continue;
     const Reference x = g(i) * s.gradient_scale, w = before.weight(i, o);
-    const Reference m = before.m.at(i) + s.beta_3 * x - s.one_minus_beta_1 * before.m.at(i);
-    const Reference v = before.v.at(i) + s.one_minus_beta_2 * (x * x - before.v.at(i));
+    const Reference m = s.momentum_kept * before.m.at(i) + s.beta_3 * x - s.momentum_forgotten * before.m.at(i);
+    const Reference v =
+        s.velocity_kept * before.v.at(i) + s.one_minus_beta_2 * x * x - s.velocity_forgotten * before.v.at(i);
     const Reference used = o.amsgrad ? std::max<Reference>(v, before.v_max.at(i)) : v;
     const Reference squared =
         o.squared_gradient ? s.velocity_coefficient * used + s.squared_gradient_coefficient * x * x : used;

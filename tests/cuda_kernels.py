@@ -321,7 +321,8 @@ class Case(NamedTuple):
         beta_3 = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
         low, high = self.terms.get("trust_ratio_min"), self.terms.get("trust_ratio_max")
         bounds = [0.0 if low is None else low, math.inf if high is None else high]
-        return np.array([scale, 1 - b1, beta_3, 1 - b2, *direction, decay, rate, *bounds, ROUNDING_KEY])
+        first = [scale, 1.0, 1 - b1, beta_3, 1.0, 1 - b2, 1 - b2]
+        return np.array([*first, *direction, decay, rate, *bounds, ROUNDING_KEY])
 
     def kind(self, variable):
         return Kind(
@@ -582,20 +583,11 @@ class Checks:
             with np.errstate(all="ignore"):
                 x.w, x.g = type_.stored(pairs[:, 0]), type_.stored(pairs[:, 1])
                 s = case.step(2, 0.125, 0.0, 1.0).astype(type_.state.storage)
-                (
-                    _,
-                    one_minus_beta_1,
-                    beta_3,
-                    one_minus_beta_2,
-                    momentum,
-                    gradient,
-                    velocity,
-                    square,
-                    epsilon,
-                ) = s[:9]
+                forgotten, beta_3, one_minus_beta_2 = s[2], s[3], s[6]
+                momentum, gradient, velocity, square, epsilon = s[7:12]
                 widened = lambda stored, t=type_: t.widened(stored).astype(t.state.storage)  # noqa: E731
                 w, g, m, v = widened(x.w), widened(x.g), x.m, x.v
-                m = m + (beta_3 * g - one_minus_beta_1 * m)
+                m = m + (beta_3 * g - forgotten * m)
                 v = v + one_minus_beta_2 * (g * g - v)
                 largest = np.where(x.v_max >= v, x.v_max, v) if case.amsgrad else v
                 squared = velocity * largest + square * (g * g) if case.squared_gradient else largest

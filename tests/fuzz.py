@@ -45,14 +45,6 @@ SLOTS = ("momentum", "velocity", "velocity_hat")
 ROUNDINGS = ("master_weights", "stochastic_rounding")
 SEED = 0xFEDCBA98  # of the random numbers that round
 
-# What the package does not compute well enough yet, so that it is left out.
-# The engines write moments as differences, m + (1 - beta) (g - m). With a beta below 1/2 this keeps the
-# rounding of an old moment that the new one has forgotten: such betas are compared at the first step only.
-SMALL_BETAS_LATER = False
-# Keras adds gradients up in the variable's type, half types too, and cannot add one of another type to them;
-# slices of half types are in float32 by then.
-ACCUMULATED_HALVES = False
-
 
 class Failure(Exception):
     """A value that is outside its interval, or that should not have changed."""
@@ -262,8 +254,6 @@ def draw(seed, number, way=None):
     terms = draw_terms(rng, cls, arithmetics)
     fresh = chance(rng, 0.4)
     steps = pick(rng, 1, 1, 1, 2, 3)
-    if min(terms["beta_1"], terms["beta_2"]) < 0.5 and not SMALL_BETAS_LATER:
-        fresh, steps = True, 1
     rate = pick(rng, 1e-3, 0.0, 1e-30, 1e6, power(rng, -10, 1), power(rng, -5, 0), power(rng, -5, 0))
     mode = (
         pick(rng, "learning_rate", "schedule", "independent")
@@ -289,10 +279,6 @@ def draw(seed, number, way=None):
     rounding = draw_rounding(rng, case.arrays)
     if not alone:
         case.options |= rounding
-    if "gradient_accumulation_steps" in case.options and not ACCUMULATED_HALVES:
-        for array in case.arrays:
-            if array.dtype != array.state_dtype:
-                array.gradient_dtype, array.sparse = array.dtype, False
     if not alone and case.decay_mode == "schedule" and case.weight_decay is None:
         case.weight_decay = 0.0
     return case, rng
@@ -615,9 +601,7 @@ def mean(array, parts):
     """The mean of accumulated gradients."""
     if len(parts) == 1:
         return parts[0].interval(array.arithmetic)
-    kept = array.arithmetic if ACCUMULATED_HALVES else Arithmetic.of(array.dtype.as_numpy_dtype)
-    total = functools.reduce(np.add, (g.interval(kept) for g in parts)) / np.longdouble(len(parts))
-    return Interval(total.low, total.high, array.arithmetic)
+    return functools.reduce(np.add, (g.interval(array.arithmetic) for g in parts)) / np.longdouble(len(parts))
 
 
 def lazy_rows(parts, dense):

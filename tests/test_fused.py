@@ -401,7 +401,7 @@ INVALID = tf.errors.InvalidArgumentError
         (lambda w: ([w], [ones(3)], [ones(3, dtype=tf.float64)], [tf.ones(3)]), "float"),
         (lambda w: ([w], [w], [ones(3)], [tf.ones(3)]), "different"),
         (lambda w: ([w, w], [ones(3), ones(3)], [ones(3), ones(3)], [tf.ones(3)] * 2), "different"),
-        (lambda w: ([w], [ones(3)], [ones(3)], [tf.ones(3)], [0.0] * 5), "step|14"),
+        (lambda w: ([w], [ones(3)], [ones(3)], [tf.ones(3)], [0.0] * 5), "step|17"),
     ],
     ids=[
         "slot's shape",

@@ -97,3 +97,23 @@ def test_a_loss_scale_optimizer_wraps_it():
     np.testing.assert_array_equal(weights.numpy(), twin.numpy())
     outer.apply([tf.constant([np.nan, 1.0])], [weights])
     np.testing.assert_array_equal(weights.numpy(), twin.numpy())
+
+
+@pytest.mark.parametrize("how", ["exact", "lazy"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("gradient", [tf.bfloat16, tf.float32], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_half_types_accumulate_in_float32(fused, gradient, sparse, how):
+    """In bfloat16 ones add up to 256, and 1,000 of them would have a mean of 0.256."""
+    count = 300
+    weights, twin = tf.Variable(tf.ones((3, 2), tf.bfloat16)), tf.Variable(tf.ones((3, 2)))
+    optimizer = tav.AdamW(
+        0.125, epsilon=1.0, gradient_accumulation_steps=count, sparse_update=how, fused=fused
+    )
+    ones = tf.ones((3, 2), gradient)
+    for _ in range(count):
+        optimizer.apply([tf.IndexedSlices(ones, tf.constant([0, 1, 2])) if sparse else ones], [weights])
+    tav.AdamW(0.125, epsilon=1.0).apply([tf.ones((3, 2))], [twin])
+    np.testing.assert_array_equal(weights.numpy(), tf.cast(twin, tf.bfloat16).numpy())
+    (accumulator,) = (v for v in optimizer.variables if v.name.endswith("gradient_accumulator"))
+    assert accumulator.dtype == "float32"

@@ -204,3 +204,15 @@ def test_a_traced_step_is_freed_with_its_function(mode):
     del step
     gc.collect()
     assert graph() is None
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("beta", [0.0, 1e-6, 0.01, 0.3, 0.5])
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_a_small_beta_forgets_a_large_gradient(case, beta, mode):
+    """Of m + (1 - beta) (g - m) the rounding of a large old m would be left."""
+    grads = [[np.array([scale, -2 * scale])] for scale in (1.0, 2.0**-16, 2.0**-14)]
+    terms = case.told | {"beta_1": beta, "beta_2": beta, "epsilon": 2.0**-60}
+    have = cases.run(mode, case.cls(0.125, **terms), [np.ones(2)], grads, tf.float32, ["w"])
+    want = cases.oracle.train(case.rule, [np.ones(2)], grads, [0.125] * 3, **terms)
+    assert cases.worst(have, want) < 5e-6

@@ -123,6 +123,14 @@ class AdamVariant(Configured):
                 self.add_variable_from_reference(variable, name="gradient_accumulator") for variable in new
             )
 
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: str | None = None, initializer: str = "zeros"
+    ) -> Any:
+        """Keras's, but accumulators of half types are float32: in bfloat16 ones add up to 256 at the most."""
+        if name == "gradient_accumulator" and _variables.is_half(reference_variable):
+            return _slots.in_type_of_arithmetic(self, reference_variable, name)
+        return super().add_variable_from_reference(reference_variable, name=name, initializer=initializer)
+
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""
         self._layout.save(store)
@@ -173,6 +181,11 @@ class AdamVariant(Configured):
             sparse = [i for i, gradient in enumerate(grads) if isinstance(gradient, tf.IndexedSlices)]
             for i in sparse:
                 grads[i] = self._with_ids_summed(grads[i], variables[i])
+            if self.gradient_accumulation_steps:
+                grads = [
+                    g if g is None else tf.cast(g, _variables.state_dtype(v))
+                    for g, v in zip(grads, variables, strict=True)
+                ]
             # Gradients accumulate as dense ones; of these the step finds the rows again.
             lazily = self.gradient_accumulation_steps and self.sparse_update == "lazy"
             self._lazily_accumulated = frozenset(self._var_key(variables[i]) for i in sparse if lazily)

@@ -96,13 +96,19 @@ def add_averages(optimizer: keras.optimizers.Optimizer, variables: list[Any]) ->
 def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros") -> Any:
     if getattr(variable, "overwrite_with_gradient", False):
         return None
-    dtype = _variables.state_dtype(variable)
-    if dtype == tf.as_dtype(variable.dtype):
+    if not _variables.is_half(variable):
         return optimizer.add_variable_from_reference(variable, name=name)
+    return in_type_of_arithmetic(optimizer, variable, name, initializer)
+
+
+def in_type_of_arithmetic(
+    optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros"
+) -> Any:
+    """Make a variable of the optimizer's like this one, in the type of its moments."""
     with tf.distribute.get_strategy().extended.colocate_vars_with(_variables.tf_variable(variable)):
         return optimizer.add_variable(
             shape=variable.shape,
             initializer=initializer,
-            dtype=dtype.name,
+            dtype=_variables.state_dtype(variable).name,
             name=f"{_variables.path(variable).replace('/', '_')}_{name}",
         )

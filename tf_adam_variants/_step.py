@@ -18,8 +18,8 @@ class Step(NamedTuple):
     """The scalars of one step: `tfav::Step` of custom_ops/adam_math.h, field by field.
 
         g  <- gradient_scale g
-        m  <- m + beta_3 g - one_minus_beta_1 m
-        v  <- v + one_minus_beta_2 (g^2 - v)
+        m  <- momentum_kept m + beta_3 g - momentum_forgotten m
+        v  <- velocity_kept v + one_minus_beta_2 g^2 - velocity_forgotten v
         d   = (momentum_coefficient m + gradient_coefficient g)
               / (sqrt(velocity_coefficient v + squared_gradient_coefficient g^2) + epsilon)
         u   = d + weight_decay w
@@ -31,8 +31,11 @@ class Step(NamedTuple):
     """
 
     gradient_scale: Scalar  # for clipping by the global norm
-    one_minus_beta_1: Scalar
+    momentum_kept: Scalar  # 1 and 1 - beta_1; beta_1 and 0 for a small beta
+    momentum_forgotten: Scalar
     beta_3: Scalar  # 1 - beta_1, or 1 without gradient averaging (the name is apex's)
+    velocity_kept: Scalar
+    velocity_forgotten: Scalar
     one_minus_beta_2: Scalar
     momentum_coefficient: Scalar
     gradient_coefficient: Scalar
@@ -60,8 +63,11 @@ class Step(NamedTuple):
         low, high = update.trust_ratio_min, update.trust_ratio_max
         return cls(
             gradient_scale=1.0,
-            one_minus_beta_1=1 - update.beta_1,
+            momentum_kept=update.beta_1 if is_small(update.beta_1) else 1.0,
+            momentum_forgotten=0.0 if is_small(update.beta_1) else 1 - update.beta_1,
             beta_3=1 - update.beta_1 if update.grad_averaging else 1.0,
+            velocity_kept=update.beta_2 if is_small(update.beta_2) else 1.0,
+            velocity_forgotten=0.0 if is_small(update.beta_2) else 1 - update.beta_2,
             one_minus_beta_2=1 - update.beta_2,
             momentum_coefficient=root * (factor * update.nu_1 / correction_1),
             gradient_coefficient=root * (factor * (1 - update.nu_1)),
@@ -78,6 +84,16 @@ class Step(NamedTuple):
     def cast(self, dtype: tf.DType) -> Step:
         """The same scalars in another type."""
         return Step(*(tf.cast(x, dtype) if tf.is_tensor(x) else tf.constant(x, dtype) for x in self))
+
+
+def is_small(beta: float) -> bool:
+    """Whether a moment with this beta is made as a sum, beta m + (1 - beta) g.
+
+    Others are made as a difference, m + (1 - beta) (g - m), so that a constant gradient is a fixed point
+    whatever 1 - beta rounds to. The rounding is then that of the old moment, of which a small beta keeps
+    less.
+    """
+    return beta < 0.5
 
 
 def _bias_correction(beta: float, t: Any) -> Any:

@@ -1,6 +1,6 @@
 """The formula in plain TensorFlow: any variable, in any context, XLA's too.
 
-    m  <- m + beta_3 g - (1 - beta_1) m           v <- v + (1 - beta_2) (g^2 - v)
+    m  <- m + beta_3 g - (1 - beta_1) m           v <- v + (1 - beta_2) (g^2 - v)      (see `_step.is_small`)
     u   = (momentum_coefficient m + gradient_coefficient g)
           / (sqrt(velocity_coefficient v + squared_gradient_coefficient g^2) + epsilon) + weight_decay w
     w  <- w - u, or with a trust ratio w - learning_rate r u
@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adam_variants import _rounding
-from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._step import Parameter, Step, Workload, is_small
 from tf_adam_variants._update import Update
 
 takes_slices = False
@@ -92,11 +92,15 @@ def weights(p: Parameter) -> Any:
 
 
 def moments(m: Any, v: Any, g: Any, update: Update, step: Step) -> tuple[Any, Any]:
-    """The new first and second moment. Written as differences: one pass and one rounding less."""
-    if update.grad_averaging:
-        m += step.one_minus_beta_1 * (g - m)
+    """The new first and second moment. As differences they take one pass less."""
+    if is_small(update.beta_1):
+        m = step.momentum_kept * m + step.beta_3 * g
+    elif update.grad_averaging:
+        m += step.beta_3 * (g - m)
     else:
-        m += g - step.one_minus_beta_1 * m
+        m += g - step.momentum_forgotten * m
+    if is_small(update.beta_2):
+        return m, step.velocity_kept * v + step.one_minus_beta_2 * tf.square(g)
     return m, v + step.one_minus_beta_2 * (tf.square(g) - v)
 
 

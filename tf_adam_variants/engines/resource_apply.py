@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_adam_variants import _xla
-from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._step import Parameter, Step, Workload, is_small
 from tf_adam_variants._update import Update
 from tf_adam_variants.engines.formula import global_norm as global_norm
 
@@ -32,6 +32,8 @@ def reason_against(update: Update, workload: Workload) -> str:
         return "TensorFlow's kernels update whole variables of the type of their slots"
     if update.nu_1 != 1 and _xla.is_compiling():
         return "XLA fuses the formula too, and two kernels divide twice"
+    if is_small(min(update.beta_1, update.beta_2)):
+        return "TensorFlow's kernels make the moments as differences, which are not exact with a small beta"
     computed = [_rounded(beta, workload.dtype) for beta in (update.beta_1, update.beta_2)]
     return "a beta is 1 in the type of the variables" if max(computed) == 1 else ""
 
