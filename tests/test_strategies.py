@@ -1,9 +1,8 @@
 """Training on two replicas, or on a device of one's own, is training on the global batch.
 
-What TensorFlow and Keras themselves do not do is not here. In a graph, replicas cannot meet inside a
-`tf.cond`, where Keras accumulates gradients and overwrites weights by their average; eagerly they can. An
-optimizer has to be built before its first step in a `tf.function` around `strategy.run`. Gradients of several
-types have no sum across replicas, and XLA compiles no step of several CPUs.
+What TensorFlow itself does not do is not here. An optimizer has to be built before its first step in a
+`tf.function` around `strategy.run`. Gradients of several types have no sum across replicas, and XLA compiles
+no step of several CPUs.
 """
 
 import functools
@@ -117,9 +116,9 @@ def global_batches(steps):
     return [[(np.append(a[0], b[0]), np.concatenate([a[1], b[1]]), a[2] + b[2])] for a, b in steps]
 
 
-def check_loop(optimizer, mode="graph", dtype="float64"):
-    have = looped(strategy_of("two replicas"), optimizer, steps_of_two(), mode, dtype)
-    want = looped(strategy_of(None), optimizer, global_batches(steps_of_two()), mode, dtype)
+def check_loop(optimizer, mode="graph", dtype="float64", count=4):
+    have = looped(strategy_of("two replicas"), optimizer, steps_of_two(count), mode, dtype)
+    want = looped(strategy_of(None), optimizer, global_batches(steps_of_two(count)), mode, dtype)
     assert len(have) == 2
     assert_same(have, want, TOLERANCE[dtype])
 
@@ -151,14 +150,21 @@ def test_loop_of_half_types(option, cls, how, fused, dtype):
     check_loop(lambda: cls(0.125, sparse_update=how, fused=fused, **options), dtype=dtype)
 
 
+@MODES
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    ("options", "mode"),
-    [({}, "eager"), (AVERAGING, "graph"), (OVERWRITING, "eager"), (ACCUMULATING, "eager")],
-    ids=name_of,
+    "options", [AVERAGING, OVERWRITING, ACCUMULATING, OVERWRITING | ACCUMULATING], ids=name_of
 )
 @BOTH
-def test_loop_with_options(how, options, mode):
-    check_loop(lambda: tav.QHAdamW(0.125, sparse_update=how, **options), mode)
+def test_loop_with_options(how, options, fused, mode):
+    """Keras's accumulation, in a graph, lets replicas meet inside a `tf.cond`, where they cannot."""
+    check_loop(lambda: tav.QHAdamW(0.125, sparse_update=how, fused=fused, **options), mode, count=5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@BOTH
+def test_loop_accumulates_half_types(how, dtype):
+    check_loop(lambda: tav.LAMB(0.125, sparse_update=how, **ACCUMULATING), dtype=dtype)
 
 
 @MODES
@@ -173,7 +179,7 @@ def test_loop_clips_the_sum_over_replicas(how, clipping, fused, mode):
 
 
 def test_loop_clips_the_accumulated_sum():
-    check_loop(lambda: tav.LAMB(0.125, global_clipnorm=0.5, **ACCUMULATING), "eager")
+    check_loop(lambda: tav.LAMB(0.125, global_clipnorm=0.5, **ACCUMULATING))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

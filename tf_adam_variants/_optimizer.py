@@ -26,10 +26,10 @@ class AdamVariant(Configured):
     `_apply_weight_decay` (switched off: decay belongs to the formula), `_all_reduce_sum_gradients`,
     `_clip_gradients`, `_use_weight_decay`, `_check_variables_are_known`,
     `_overwrite_model_variables_with_average_value`, `_model_variables_moving_average`,
-    `_accumulated_gradients`,
+    `_accumulated_gradients`, `_backend_apply_gradients` (where replicas meet), `_iterations`,
     `_trainable_variables_indices`, `_var_key`, `_get_variable_index`, `_trainable_variables`,
-    `_distribution_strategy`, `_learning_rate`, and TensorFlow's `_trackable_children` (keeps the layout out
-    of SavedModels).
+    `_distribution_strategy`, `_learning_rate`; and TensorFlow's `maybe_merge_call`, with which Keras's class
+    lets replicas meet, and `_trackable_children` (keeps the layout out of SavedModels).
     """
 
     def __init__(
@@ -174,7 +174,8 @@ class AdamVariant(Configured):
         keys = [self._var_key(v) for v in variables]
         grads = _gradients.checked(grads, variables, keys, self.name)
         if not self.built:  # not below, where the slots' creation would wait for the ids
-            self.build(variables)
+            with tf.init_scope():  # slots that are made in a graph take half of the first step's time
+                self.build(variables)
         self._stepping = frozenset(keys)
         # A wrong id anywhere stops the step before any variable is written.
         with tf.control_dependencies(_gradients.assert_ids_in_range(grads, variables)):
@@ -221,7 +222,9 @@ class AdamVariant(Configured):
         one_replica = self._replicas() == 1
         accumulates = bool(self.gradient_accumulation_steps)
         takes_slices = not accumulates and self._engine(variable.dtype, sparse=True).takes_slices
-        if accumulates or (self.sparse_update == "exact" and not takes_slices):
+        if accumulates:
+            return _gradients.to_dense(slices, rows, dtype)
+        if self.sparse_update == "exact" and not takes_slices:
             # TensorFlow adds up replicas' dense gradients in one operation, which wants them in one type.
             return _gradients.to_dense(slices, rows, dtype if one_replica else slices.dtype)
         clips = self.clipnorm or self.clipvalue or self.global_clipnorm
@@ -235,6 +238,55 @@ class AdamVariant(Configured):
     def _engine(self, dtype: Any, sparse: bool) -> Engine:
         workload = Workload(tf.as_dtype(dtype), sparse, self._devices)
         return engines.choose(self._update, workload, self.fused)
+
+    def _backend_apply_gradients(self, grads: list[Any], trainable_variables: list[Any]) -> None:
+        """Keras's, but that several replicas meet before its conditions, as within one they cannot."""
+        if self._replicas() == 1:
+            super()._backend_apply_gradients(grads, trainable_variables)
+            return
+        meet = functools.partial(
+            tf.__internal__.distribute.interim.maybe_merge_call, strategy=self._distribution_strategy
+        )
+        if self.gradient_accumulation_steps:
+            variables = [_variables.tf_variable(variable) for variable in trainable_variables]
+            summed = self._all_reduce_sum_gradients(zip(grads, variables, strict=True))
+            meet(self._accumulate, grads_and_vars=summed, learning_rate=self.learning_rate)
+        else:
+            self._backend_update_step(grads, trainable_variables, self.learning_rate)
+        if self.use_ema:
+            self._update_model_variables_moving_average(self._trainable_variables)
+            if self.ema_overwrite_frequency:
+                meet(self._overwrite_with_averages)
+
+    def _accumulate(self, strategy: Any, grads_and_vars: Iterable[Any], learning_rate: Any) -> None:
+        """Add the sum of the replicas' gradients to what each has accumulated; take the step if it is due."""
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        steps = self.gradient_accumulation_steps
+        accumulated = [self._accumulated_gradients[self._get_variable_index(v)].value for v in variables]
+
+        def on_each(function: Any) -> None:
+            for total, gradient in zip(accumulated, gradients, strict=True):
+                strategy.extended.update(total, function, args=(gradient,), group=False)
+
+        def update() -> None:
+            on_each(lambda total, _: total.assign(total / steps))
+            self._distributed_tf_update_step(
+                strategy, zip(accumulated, variables, strict=True), learning_rate
+            )
+            for total in self._accumulated_gradients:  # all, as in Keras
+                if total is not None:
+                    strategy.extended.update(total.value, lambda v: v.assign(tf.zeros_like(v)), group=False)
+
+        on_each(lambda total, gradient: total.assign_add(gradient))
+        tf.cond(tf.equal((self._iterations.value + 1) % steps, 0), update, lambda: None)
+
+    def _overwrite_with_averages(self, strategy: Any) -> None:
+        """Every `ema_overwrite_frequency` steps."""
+        due = tf.equal((tf.convert_to_tensor(self.iterations) + 1) % self.ema_overwrite_frequency, 0)
+        overwrite = functools.partial(
+            self._overwrite_model_variables_with_average_value, self._trainable_variables
+        )
+        tf.cond(due, overwrite, lambda: None)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         """Clip on one replica. The sum of several is clipped in the step, as is the global norm always."""
