@@ -40,6 +40,7 @@ MODES = ("callback", "model.save", "save_weights", "tf.train.Checkpoint")
 
 def made_model():
     keras.utils.clear_session(free_memory=False)
+    keras.config.disable_interactive_logging()  # after what forgets it
     return model(lambda: tav.QHAdamW(0.05), WIDTH)
 
 
@@ -48,7 +49,6 @@ def made_model():
 
 def train(folder, out, ready):
     """A training that saves all the time, to its end."""
-    keras.config.disable_interactive_logging()
     made = made_model()
     backup = tav.callbacks.AtomicBackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
 
@@ -227,7 +227,7 @@ def damaged(mode, original, places, send):
         return (loaded.get_config(), loaded.optimizer.get_config()) if mode == "model.save" else None
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded, wanted = ended(shutil.copytree(original, folder, dirs_exist_ok=True))
+        loaded, wanted = ended(shutil.copytree(original, pathlib.Path(folder) / "copy"))
         wanted_config = config(loaded)
     own, end = len(made.weights), len(seeds_apart(made))  # the model's own come first, then the optimizer's
     for place in places:
@@ -270,7 +270,6 @@ def prepare(mode, folder, _, send):
 
 
 def child(connection, function, arguments):
-    keras.config.disable_interactive_logging()
     function(*arguments, connection.send)
 
 
@@ -289,6 +288,8 @@ def in_children(function, items, *arguments, advance=lambda: None, limit=120):
                 advance()
         if len(results) < len(items):
             process.join(5)
+            if process.exitcode is not None and process.exitcode >= 0:
+                sys.exit(f"{function.__name__} failed, see above")
             results.append("no end" if process.is_alive() else "a crash")
             advance()
         process.kill()
