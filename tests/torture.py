@@ -61,19 +61,23 @@ def train(folder, out, ready):
 
 
 def finish(folder, out, seconds=None):
-    """Train on in a new process, which is killed after some seconds. True where it came to the end before."""
+    """Train on in a new process, which is killed some seconds after its first step.
+
+    Returns:
+        Whether it came to the end before, and its seconds from the first step on.
+    """
     ready = processes.Event()
     process = processes.Process(target=train, args=(folder, out, ready))
     process.start()
-    if seconds is not None:
-        while process.is_alive() and not ready.wait(0.05):
-            pass
-        process.join(seconds)
-        process.kill()
+    while process.is_alive() and not ready.wait(0.05):
+        pass
+    begin = time.perf_counter()
+    process.join(seconds)
+    process.kill()
     process.join()
     if process.exitcode not in (0, -9):
         sys.exit(f"a resumed training failed, see above; its backups are in {folder}")
-    return process.exitcode == 0
+    return process.exitcode == 0, time.perf_counter() - begin
 
 
 def arrays(path):
@@ -83,16 +87,15 @@ def arrays(path):
 
 def kills(count, rng, folder, advance):
     """Kill trainings at random moments and compare their ends with that of one that was left alone."""
-    begin = time.perf_counter()
-    finish(folder / "alone", folder / "alone.npz")
-    span = 0.3 * (time.perf_counter() - begin)
+    _, seconds = finish(folder / "alone", folder / "alone.npz")
+    span = seconds / 2
     wanted = arrays(folder / "alone.npz")
     found, trainings, done = collections.Counter(), 0, 0
     while done < count:
         backups, out = folder / f"backups-{trainings}", folder / f"end-{trainings}.npz"
         ended = False
         while not ended:
-            ended = finish(backups, out, rng.uniform(0, span) if done < count else None)
+            ended, _ = finish(backups, out, rng.uniform(0, span) if done < count else None)
             if not ended:
                 unfinished = backups.exists() and list(backups.glob("*.unfinished"))
                 found["in the middle of a save" if unfinished else "between saves"] += 1
