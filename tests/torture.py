@@ -60,8 +60,8 @@ def train(folder, out, ready):
     np.savez(out, *state(made))
 
 
-def finish(folder, out, seconds=None):
-    """Train on in a new process, which is killed some seconds after its first step.
+def finish(folder, out, seconds=None, in_a_save=False):
+    """Train on in a new process, which is killed some seconds after its first step, or in the next save then.
 
     Returns:
         Whether it came to the end before, and its seconds from the first step on.
@@ -73,11 +73,17 @@ def finish(folder, out, seconds=None):
         pass
     begin = time.perf_counter()
     process.join(seconds)
+    while in_a_save and process.is_alive() and not unfinished(folder):
+        pass
     process.kill()
     process.join()
     if process.exitcode not in (0, -9):
         sys.exit(f"a resumed training failed, see above; its backups are in {folder}")
     return process.exitcode == 0, time.perf_counter() - begin
+
+
+def unfinished(folder):
+    return folder.exists() and any(name.endswith(".unfinished") for name in os.listdir(folder))
 
 
 def arrays(path):
@@ -95,10 +101,10 @@ def kills(count, rng, folder, advance):
         backups, out = folder / f"backups-{trainings}", folder / f"end-{trainings}.npz"
         ended = False
         while not ended:
-            ended, _ = finish(backups, out, rng.uniform(0, span) if done < count else None)
+            seconds = rng.uniform(0, span) if done < count else None
+            ended, _ = finish(backups, out, seconds, in_a_save=seconds is not None and rng.random() < 0.5)
             if not ended:
-                unfinished = backups.exists() and list(backups.glob("*.unfinished"))
-                found["in the middle of a save" if unfinished else "between saves"] += 1
+                found["in the middle of a save" if unfinished(backups) else "between saves"] += 1
                 done += 1
                 advance()
         trainings += 1
