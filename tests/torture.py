@@ -40,6 +40,7 @@ MODES = ("callback", "model.save", "save_weights", "tf.train.Checkpoint")
 
 def made_model():
     keras.utils.clear_session(free_memory=False)
+    keras.config.disable_interactive_logging()  # after what forgets it
     return model(lambda: tav.QHAdamW(0.05), WIDTH)
 
 
@@ -48,7 +49,6 @@ def made_model():
 
 def train(folder, out, ready):
     """A training that saves all the time, to its end."""
-    keras.config.disable_interactive_logging()
     made = made_model()
     backup = tav.callbacks.AtomicBackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
 
@@ -60,20 +60,30 @@ def train(folder, out, ready):
     np.savez(out, *state(made))
 
 
-def finish(folder, out, seconds=None):
-    """Train on in a new process, which is killed after some seconds. True where it came to the end before."""
+def finish(folder, out, seconds=None, in_a_save=False):
+    """Train on in a new process, which is killed some seconds after its first step, or in the next save then.
+
+    Returns:
+        Whether it came to the end before, and its seconds from the first step on.
+    """
     ready = processes.Event()
     process = processes.Process(target=train, args=(folder, out, ready))
     process.start()
-    if seconds is not None:
-        while process.is_alive() and not ready.wait(0.05):
-            pass
-        process.join(seconds)
-        process.kill()
+    while process.is_alive() and not ready.wait(0.05):
+        pass
+    begin = time.perf_counter()
+    process.join(seconds)
+    while in_a_save and process.is_alive() and not unfinished(folder):
+        pass
+    process.kill()
     process.join()
     if process.exitcode not in (0, -9):
         sys.exit(f"a resumed training failed, see above; its backups are in {folder}")
-    return process.exitcode == 0
+    return process.exitcode == 0, time.perf_counter() - begin
+
+
+def unfinished(folder):
+    return folder.exists() and any(name.endswith(".unfinished") for name in os.listdir(folder))
 
 
 def arrays(path):
@@ -83,19 +93,18 @@ def arrays(path):
 
 def kills(count, rng, folder, advance):
     """Kill trainings at random moments and compare their ends with that of one that was left alone."""
-    begin = time.perf_counter()
-    finish(folder / "alone", folder / "alone.npz")
-    span = 0.3 * (time.perf_counter() - begin)
+    _, seconds = finish(folder / "alone", folder / "alone.npz")
+    span = seconds / 2
     wanted = arrays(folder / "alone.npz")
     found, trainings, done = collections.Counter(), 0, 0
     while done < count:
         backups, out = folder / f"backups-{trainings}", folder / f"end-{trainings}.npz"
         ended = False
         while not ended:
-            ended = finish(backups, out, rng.uniform(0, span) if done < count else None)
+            seconds = rng.uniform(0, span) if done < count else None
+            ended, _ = finish(backups, out, seconds, in_a_save=seconds is not None and rng.random() < 0.5)
             if not ended:
-                unfinished = backups.exists() and list(backups.glob("*.unfinished"))
-                found["in the middle of a save" if unfinished else "between saves"] += 1
+                found["in the middle of a save" if unfinished(backups) else "between saves"] += 1
                 done += 1
                 advance()
         trainings += 1
@@ -227,7 +236,7 @@ def damaged(mode, original, places, send):
         return (loaded.get_config(), loaded.optimizer.get_config()) if mode == "model.save" else None
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded, wanted = ended(shutil.copytree(original, folder, dirs_exist_ok=True))
+        loaded, wanted = ended(shutil.copytree(original, pathlib.Path(folder) / "copy"))
         wanted_config = config(loaded)
     own, end = len(made.weights), len(seeds_apart(made))  # the model's own come first, then the optimizer's
     for place in places:
@@ -270,7 +279,6 @@ def prepare(mode, folder, _, send):
 
 
 def child(connection, function, arguments):
-    keras.config.disable_interactive_logging()
     function(*arguments, connection.send)
 
 
@@ -289,6 +297,8 @@ def in_children(function, items, *arguments, advance=lambda: None, limit=120):
                 advance()
         if len(results) < len(items):
             process.join(5)
+            if process.exitcode is not None and process.exitcode >= 0:
+                sys.exit(f"{function.__name__} failed, see above")
             results.append("no end" if process.is_alive() else "a crash")
             advance()
         process.kill()
