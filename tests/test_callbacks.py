@@ -415,3 +415,39 @@ def test_a_full_disk(net, tmp_path):
     )
     assert names(folder) == ["backup-00000002", "backup-00000003"]
     assert_ends_as_uninterrupted(net, folder)
+
+
+def test_slots_that_were_added_later_count_from_where_they_were_added(tmp_path):
+    """Their bias corrections do, before a backup and after it."""
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+
+    def made():
+        keras.utils.set_random_seed(0)
+        body, head = keras.layers.Dense(4, name="body"), keras.layers.Dense(1, name="head")
+        model = keras.Sequential([keras.Input((4,)), head, body])
+        optimizer = tav.AdamW(0.125)
+        optimizer.build(head.trainable_variables)
+        return model, body, head, optimizer
+
+    def run(model, optimizer, backup=None, epochs=1):
+        model.compile(optimizer, "mse")
+        callbacks = [] if backup is None else [backup]
+        model.fit(x, x, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+
+    def begun():
+        model, body, _, optimizer = made()
+        body.trainable = False
+        run(model, optimizer)
+        body.trainable = True
+        optimizer.build(model.trainable_variables)
+        return model, optimizer
+
+    whole, optimizer = begun()
+    run(whole, optimizer, epochs=2)
+    killed, optimizer = begun()
+    run(killed, optimizer, tav.callbacks.AtomicBackupAndRestore(tmp_path, delete_checkpoint=False))
+    again, _, _, optimizer = made()
+    optimizer.build(again.trainable_variables)
+    run(again, optimizer, tav.callbacks.AtomicBackupAndRestore(tmp_path), epochs=2)
+    for have, want in zip(again.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)

@@ -174,8 +174,7 @@ class AdamVariant(Configured):
         keys = [self._var_key(v) for v in variables]
         grads = _gradients.checked(grads, variables, keys, self.name)
         if not self.built:  # not below, where the slots' creation would wait for the ids
-            with tf.init_scope():  # slots that are made in a graph take half of the first step's time
-                self.build(variables)
+            self.build(variables)
         self._stepping = frozenset(keys)
         # A wrong id anywhere stops the step before any variable is written.
         with tf.control_dependencies(_gradients.assert_ids_in_range(grads, variables)):

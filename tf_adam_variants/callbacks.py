@@ -124,6 +124,8 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
                 optimizer.build(self.model.trainable_variables)
         variables = _state(self.model)
         _compare(saved["variables"], _describe(variables), backup.path)
+        for layout, text in zip(_layouts(self.model), saved["layouts"], strict=True):
+            layout.deserialize(text)
         with backup.open() as file:
             for variable, arrays in zip(variables, _read(file, saved["variables"]), strict=True):
                 _assign(variable, arrays)
@@ -220,6 +222,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
             "epoch": epoch,
             "step": step,
             "variables": _describe(variables),
+            "layouts": [layout.serialize() for layout in _layouts(self.model)],
             "metrics": _describe(metrics),
         }
         arrays = (array for variable in [*variables, *metrics] for array in _values(variable))
@@ -245,6 +248,12 @@ def _state(model: keras.Model) -> list[Any]:
     """All that decides the next step: weights, random seeds, the optimizers' states."""
     # Keras's files leave the seeds out, so Dropout would draw its first masks again.
     return _unique([*model.variables, *(v for optimizer in _optimizers(model) for v in optimizer.variables)])
+
+
+def _layouts(model: keras.Model) -> list[Any]:
+    """What the optimizers of this package know of their slots besides the values: when each was added."""
+    inner = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in _optimizers(model)]
+    return [optimizer._layout for optimizer in inner if hasattr(optimizer, "_layout")]
 
 
 def _unique(objects: Iterable[Any]) -> list[Any]:
