@@ -103,7 +103,7 @@ def test_links_lead_somewhere(page):
                 assert heading in {re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles}, target
 
 
-def tests_in(text):
+def named_in(text):
     """All that a text names as `test_file::test_function`."""
     return set(re.findall(r"`(test_\w+)::(test_\w+)`", text))
 
@@ -116,7 +116,7 @@ def test_the_tests_named_on_the_page_of_peers_are_there():
         for file in (ROOT / "tests").glob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
     }
-    named = tests_in(page)
+    named = named_in(page)
     assert named <= there, named - there
     written = {(file, name) for file, name in there if file.startswith("test_peers")}
     assert written <= named, written - named
@@ -126,7 +126,7 @@ def test_the_tests_named_on_the_page_of_peers_are_there():
     assert len(rows) >= 60
     for theirs, _, holds, shown_by, differs in rows:
         assert holds in ("yes", "other", "no"), theirs
-        assert holds == "no" or tests_in(shown_by), theirs
+        assert holds == "no" or named_in(shown_by), theirs
         assert holds == "yes" or differs, theirs
 
 

@@ -391,8 +391,9 @@ def test_any_number_of_replicas_goes_on_from_any_other(first, then, saved):
 @pytest.mark.parametrize("then", PLACES)
 @pytest.mark.parametrize("first", PLACES)
 def test_any_number_of_replicas_goes_on_with_a_model_of_any_other(first, then, saved):
+    file = saved(first)  # made here, if it is the first that asks: not in the other one's scope
     with strategy_of(then).scope():
-        again = keras.models.load_model(f"{saved(first)}.keras")
+        again = keras.models.load_model(f"{file}.keras")
     fit(again)
     assert_same(all_of(again), uninterrupted())
 
