@@ -621,7 +621,13 @@ def clipped(case, gradients):
     clipping = {k: np.longdouble(v) for k, v in case.options.items() if k in names}
     own = [g.arithmetic for g in gradients]
     clipped = oracle.clip(gradients, **clipping)
-    return [Interval(g.low, g.high, arithmetic) for g, arithmetic in zip(clipped, own, strict=True)]
+    # `tf.clip_by_norm` multiplies by the bound before it divides by the norm, which is at least as large: the
+    # product may have been too small for the type.
+    bound = clipping.get("clipnorm", np.inf)
+    return [
+        Interval(g.low - a.least / bound, g.high + a.least / bound, a)
+        for g, a in zip(clipped, own, strict=True)
+    ]
 
 
 # -- the program ---------------------------------------------------------------------------------------------
