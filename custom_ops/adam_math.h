@@ -57,7 +57,8 @@ struct Norms {
 };
 
 // A random number for each element, from the step's key, the variable's stream and the element's index: no state is
-// kept, and a step that is taken again rounds alike. The mixing is lowbias32 of Chris Wellons' hash-prospector.
+// kept, and a step that is taken again rounds alike. The mixing was found by TheIronBorn for Chris Wellons'
+// hash-prospector; its low bits are used.
 TFAV_INLINE uint32_t mixed(uint32_t x) {
   x = (x ^ x >> 16) * 0x21f0aaadu;
   x = (x ^ x >> 15) * 0x735a2d97u;

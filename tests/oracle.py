@@ -101,7 +101,7 @@ HALF_TYPES = {"float16": (11, -14, 65504.0), "bfloat16": (8, -126, 2.0**127 * (2
 
 
 def mixed(x):
-    """lowbias32, https://github.com/skeeto/hash-prospector: a hash of 32 bits."""
+    """A hash of 32 bits, https://github.com/skeeto/hash-prospector."""
     x = np.asarray(x, np.uint64) & 0xFFFFFFFF
     x = (x ^ (x >> np.uint64(16))) * 0x21F0AAAD & 0xFFFFFFFF
     x = (x ^ (x >> np.uint64(15))) * 0x735A2D97 & 0xFFFFFFFF

@@ -1,6 +1,7 @@
 """AtomicBackupAndRestore: what is interrupted and resumed ends with the same bits, whatever the fault was."""
 
 import errno
+import functools
 import inspect
 import os
 import shutil
@@ -451,3 +452,48 @@ def test_slots_that_were_added_later_count_from_where_they_were_added(tmp_path):
     run(again, optimizer, tav.callbacks.AtomicBackupAndRestore(tmp_path), epochs=2)
     for have, want in zip(again.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(have, want)
+
+
+def stopped(folder, model, after, **options):
+    """A training that ends by an error after so many steps."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations.numpy()) >= after:
+                raise KeyboardInterrupt
+
+    backup = tav.callbacks.AtomicBackupAndRestore(folder, save_freq=1)
+    x = np.random.default_rng(0).normal(size=(88, 4))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, x, batch_size=8, shuffle=False, verbose=0, callbacks=[backup, Stop()], **options)
+
+
+def small(steps_per_execution):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    model.compile("lamb", "mse", steps_per_execution=steps_per_execution)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "fits"), [(4, 3, False), (4, 2, True), (1, 4, False), (4, 4, True)]
+)
+def test_steps_per_execution_that_do_not_end_at_the_backup_are_an_error(first, then, fits, tmp_path):
+    stopped(tmp_path, small(first), 6 if first == 1 else 8)
+    model, x = small(then), np.random.default_rng(0).normal(size=(88, 4))
+    backup = tav.callbacks.AtomicBackupAndRestore(tmp_path, save_freq=1)
+    fit = functools.partial(model.fit, x, x, batch_size=8, shuffle=False, verbose=0, callbacks=[backup])
+    if fits:
+        fit()
+        assert int(model.optimizer.iterations.numpy()) == 11
+    else:
+        with pytest.raises(ValueError, match=f"no multiple of steps_per_execution={then}"):
+            fit()
+
+
+def test_two_that_go_on_in_one_fit_are_an_error(tmp_path):
+    stopped(tmp_path / "a", small(1), 5)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    both = [tav.callbacks.AtomicBackupAndRestore(tmp_path / name) for name in "ab"]
+    x = np.zeros((88, 4))
+    with pytest.raises(ValueError, match="one AtomicBackupAndRestore"):
+        small(1).fit(x, x, batch_size=8, shuffle=False, verbose=0, callbacks=both)

@@ -117,3 +117,33 @@ def test_gradients_of_half_types_accumulate_in_float32(fused, gradient, sparse, 
     np.testing.assert_array_equal(weights.numpy(), tf.cast(twin, tf.bfloat16).numpy())
     (accumulator,) = (v for v in optimizer.variables if v.name.endswith("gradient_accumulator"))
     assert accumulator.dtype == "float32"
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.99])
+@pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.name)
+def test_averages_of_half_types_are_float32(dtype, momentum):
+    """In bfloat16 a momentum of 0.999 is 1, and the average would stay where it began."""
+    options = {"use_ema": True, "ema_momentum": momentum, "weight_decay": 0.0}
+    weights, twin = tf.Variable(tf.ones(2, dtype)), tf.Variable(tf.ones(2))
+    half, full = tav.AdamW(2e-3, master_weights=True, **options), tav.AdamW(2e-3, **options)
+    for _ in range(200):
+        half.apply([tf.ones(2, dtype)], [weights])
+        full.apply([tf.ones(2)], [twin])
+    half.finalize_variable_values([weights])
+    full.finalize_variable_values([twin])
+    assert twin[0] < 0.9
+    spacing = 2.0 ** (-10 if dtype == tf.float16 else -7)
+    np.testing.assert_allclose(tf.cast(weights, tf.float32), twin, atol=spacing)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loss_scale_is_taken_off_in_float32(fused):
+    """1e-8 is none in float16."""
+    scaled = tf.constant([1e-4, 1.05e-7, 1e-8]) * 2.0**15
+    weights = tf.Variable(tf.ones(3, tf.float16))
+    optimizer = tav.AdamW(
+        2.0**-6, weight_decay=0.0, epsilon=1e-12, loss_scale_factor=2.0**15, master_weights=True, fused=fused
+    )
+    for _ in range(4):
+        optimizer.apply([tf.cast(scaled, tf.float16)], [weights])
+    np.testing.assert_allclose(tf.cast(weights, tf.float32), 1 - 4 * 2.0**-6, rtol=2.0**-11)

@@ -453,3 +453,106 @@ def test_a_clone_begins_anew():
     fit(clone)
     assert int(clone.optimizer.iterations) == 14
     assert_same([v.numpy() for v in made.optimizer.variables], before)
+
+
+def two_towers(wide):
+    """Sequential models within a model: their names begin the paths, but not after the model was loaded."""
+    towers = [
+        keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name=name)], name=f"tower_{name}")
+        for name in "ab"
+    ]
+    inputs = keras.Input((8,))
+    product = towers[0](inputs) * towers[1](inputs)
+    return keras.Model(inputs, keras.layers.Dense(wide, name="head")(product)), towers[0]
+
+
+def train(made, epochs=1):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 8)), rng.normal(size=(32, made.output_shape[-1]))
+    made.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+
+
+def compiled(made, optimizer):
+    made.compile(optimizer, "mse")
+    return made
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["after steps", "before the first step"])
+@pytest.mark.parametrize("wide", [8, 1])
+def test_a_tower_that_was_thawed_is_saved(wide, counted, tmp_path):
+    made, tower = two_towers(wide)
+    tower.trainable = False
+    compiled(made, tav.AdamW(RATE))
+    made.optimizer.build(made.trainable_variables)
+    if counted:
+        train(made)
+    tower.trainable = True
+    made.optimizer.build(made.trainable_variables)
+    train(compiled(made, made.optimizer))
+    made.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    train(made)
+    train(again)
+    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}], ids=str)
+def test_the_state_of_a_frozen_tower_waits_for_it(options, tmp_path):
+    made, tower = two_towers(8)
+    train(compiled(made, tav.AdamW(RATE, **options)))
+    tower.trainable = False
+    train(compiled(made, made.optimizer))
+    made.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for one in (made, again):
+        for layer in (one.layers[1], *one.layers[1].layers):
+            layer.trainable = True
+        one.optimizer.build(one.trainable_variables)
+        train(compiled(one, one.optimizer))
+    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)
+    again.save(tmp_path / "again.keras")  # in this order, and what was added last
+    train(again)
+    once_more = keras.models.load_model(tmp_path / "again.keras")
+    train(once_more)
+    for have, want in zip(once_more.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def test_a_sequential_of_another_number_takes_the_slots_of_its_layers(tmp_path):
+    """Layers of one shape, of which the first was added last."""
+
+    def sequential():
+        return keras.Sequential(
+            [keras.Input((8,)), *(keras.layers.Dense(8, name=name) for name in ("body", "mid", "head"))]
+        )
+
+    made, again = sequential(), sequential()
+    made.layers[0].trainable = False
+    train(compiled(made, tav.AdamW(RATE)))
+    made.layers[0].trainable = True
+    made.optimizer.build(made.trainable_variables)
+    train(compiled(made, made.optimizer))
+    made.save_weights(tmp_path / "model.weights.h5")
+    compiled(again, tav.AdamW(RATE))
+    again.load_weights(tmp_path / "model.weights.h5")
+    train(made)
+    train(again)
+    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def test_listed_exclusions_hold_in_a_model_that_was_loaded(tmp_path):
+    made = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(1, name="b")]
+    )
+    optimizer = tav.AdamW(RATE, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[made.layers[0].kernel])
+    train(compiled(made, optimizer))
+    made.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    train(made)
+    train(again)
+    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)

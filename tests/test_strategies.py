@@ -1,7 +1,7 @@
 """Training on two replicas, or on a device of one's own, is training on the global batch.
 
 What TensorFlow itself does not do is not here. An optimizer has to be built before its first step in a
-`tf.function` around `strategy.run`. Gradients of several types have no sum across replicas, and XLA compiles
+`tf.function` around `strategy.run`. XLA compiles
 no step of several CPUs.
 """
 
@@ -148,6 +148,37 @@ def test_loop_of_half_types(option, cls, how, fused, dtype):
     """Moments are float32, gradients are not."""
     options = {option: True} if option else {}
     check_loop(lambda: cls(0.125, sparse_update=how, fused=fused, **options), dtype=dtype)
+
+
+@MODES
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 0.5}, AVERAGING], ids=name_of)
+def test_variables_of_several_types(options, fused, mode):
+    """TensorFlow has one sum over replicas for gradients of one type."""
+
+    def trained(place, steps):
+        strategy = strategy_of(place)
+        with strategy.scope():
+            half = keras.layers.Layer(dtype="bfloat16").add_weight((4,), "ones")
+            full = keras.layers.Layer(dtype="float32").add_weight((4,), "ones")
+            optimizer = tav.LAMB(0.125, master_weights=True, fused=fused, **options)
+            optimizer.build([half, full])
+
+        def replica(values):
+            optimizer.apply([tf.cast(values, tf.bfloat16), values * 1.0], [half, full])
+
+        run = tf.function(strategy.run) if mode == "graph" else strategy.run
+        for replicas in steps:
+            values = strategy.experimental_distribute_values_from_function(
+                lambda context, r=replicas: tf.constant(r[context.replica_id_in_sync_group][2], tf.float32)
+            )
+            run(replica, (values,))
+        return on_each_device([half, full, *optimizer.variables])
+
+    have = trained("two replicas", steps_of_two())
+    want = trained(None, global_batches(steps_of_two()))
+    assert len(have) == 2
+    assert_same(have, want, 2e-6)
 
 
 @MODES

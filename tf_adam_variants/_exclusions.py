@@ -24,7 +24,14 @@ class Exclusions:
         names = _arguments.patterns("var_names", patterns) or []
         listed: dict[str, list[Any]] = {}
         for variable in variables or ():
-            pattern = f"^{re.escape(_variables.path(variable))}$"
+            # A Sequential model's name begins the paths of its variables, but not after the model was loaded.
+            first, _, rest = _variables.path(variable).partition("/")
+            own = (
+                f"({re.escape(first)}/)?{re.escape(rest)}"
+                if "/" in rest
+                else re.escape(_variables.path(variable))
+            )
+            pattern = f"^{own}$"
             listed.setdefault(pattern, []).append(_variables.tf_variable(variable))
         self._added, self._listed = names, listed
 

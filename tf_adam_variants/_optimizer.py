@@ -76,6 +76,7 @@ class AdamVariant(Configured):
         for strategy in (self._distribution_strategy, tf.distribute.get_strategy()):
             _variables.check_strategy(strategy, self.name)
         added = self.built
+        before = len(self.variables) if added else 0
         if added:
             self._build_on_more(new)
         else:
@@ -105,7 +106,7 @@ class AdamVariant(Configured):
             else self._adaptation_exclusions.of(variables)
         )
         self._devices = frozenset(map(_variables.devices, variables))
-        self._layout.slots_were_made(added)
+        self._layout.slots_were_made(before)
 
     def _build_on_more(self, new: list[Any]) -> None:
         """What Keras's `build` does, for variables that come after those it was called with."""
@@ -126,10 +127,19 @@ class AdamVariant(Configured):
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: str = "zeros"
     ) -> Any:
-        """Keras's, but accumulators of half types are float32: in bfloat16 ones add up to 256 at the most."""
-        if name == "gradient_accumulator" and _variables.is_half(reference_variable):
+        """Keras's, but sums and averages of half types are float32: bfloat16 ones add up to 256 at most."""
+        if name in ("gradient_accumulator", "average") and _variables.is_half(reference_variable):
             return _slots.in_type_of_arithmetic(self, reference_variable, name)
         return super().add_variable_from_reference(reference_variable, name=name, initializer=initializer)
+
+    def _update_model_variables_moving_average(self, trainable_variables: Iterable[Any]) -> None:
+        """Keras's, in the type of the averages: in bfloat16, 0.999 is 1."""
+        first = tf.equal(tf.convert_to_tensor(self.iterations), 0)
+        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+            if average is not None:
+                part = tf.cast(tf.where(first, 1.0, 1 - self.ema_momentum), average.dtype)
+                value = tf.cast(tf.convert_to_tensor(variable), average.dtype)
+                average.assign(average + part * (value - average))
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""
@@ -181,9 +191,11 @@ class AdamVariant(Configured):
             sparse = [i for i, gradient in enumerate(grads) if isinstance(gradient, tf.IndexedSlices)]
             for i in sparse:
                 grads[i] = self._with_ids_summed(grads[i], variables[i])
-            if self.gradient_accumulation_steps:
-                grads = [
-                    g if g is None else tf.cast(g, _variables.state_dtype(v))
+            if self.gradient_accumulation_steps or self.loss_scale_factor:
+                grads = [  # slices are in this type
+                    g
+                    if g is None or isinstance(g, tf.IndexedSlices)
+                    else tf.cast(g, _variables.state_dtype(v))
                     for g, v in zip(grads, variables, strict=True)
                 ]
             # Gradients accumulate as dense ones; of these the step finds the rows again.
@@ -212,7 +224,9 @@ class AdamVariant(Configured):
             average = self._model_variables_moving_average[self._get_variable_index(variable)]
             if average is not None and not (of_the_step and self._var_key(variable) not in self._stepping):
                 self._distribution_strategy.extended.update(
-                    _variables.tf_variable(variable), lambda a, b: a.assign(b), args=(average,)
+                    _variables.tf_variable(variable),
+                    lambda a, b: a.assign(tf.cast(b, a.dtype)),
+                    args=(average,),
                 )
 
     def _with_ids_summed(self, slices: tf.IndexedSlices, variable: Any) -> Any:
@@ -301,7 +315,12 @@ class AdamVariant(Configured):
         """Keras's, but for one replica, where it would copy each gradient and keep the traced graph alive."""
         if self._replicas() == 1:
             return grads_and_vars
-        return super()._all_reduce_sum_gradients(grads_and_vars)
+        # TensorFlow adds up all gradients at once, which wants them in one type.
+        by_type: dict[tf.DType, list[tuple[Any, Any]]] = {}
+        for gradient, variable in grads_and_vars:
+            by_type.setdefault(gradient.dtype, []).append((gradient, variable))
+        summed = map(super()._all_reduce_sum_gradients, by_type.values())
+        return [pair for pairs in summed for pair in pairs]
 
     def _distributed_tf_update_step(
         self, strategy: Any, grads_and_vars: Iterable[Any], learning_rate: Any

@@ -33,11 +33,13 @@ def at_random(x: Any, dtype: tf.DType, key: Any, stream: int, elements: Any) -> 
     mask = _uint32(2**cut - 1)
     random = tf.bitwise.bitwise_and(random, mask)
     carried = tf.bitcast(x, tf.uint32) + random  # of the bits that are cut off, if there are any
-    rounded = tf.bitcast(tf.bitwise.bitwise_and(carried, tf.bitwise.invert(mask)), tf.float32)
+    rounded = tf.bitwise.bitwise_and(carried, tf.bitwise.invert(mask))
     if dtype == tf.float16:  # denormals have fewer bits
         units = tf.floor(tf.abs(x) * 2.0**24 + tf.cast(random, tf.float32) * 2.0**-cut)
-        rounded = tf.where(tf.abs(x) < 2.0**-14, tf.sign(x) * units * 2.0**-24, rounded)
-    return tf.cast(tf.where(tf.math.is_finite(x), rounded, x), dtype)
+        sign = tf.bitwise.bitwise_and(tf.bitcast(x, tf.uint32), _uint32(2**31))
+        small = tf.bitwise.bitwise_or(tf.bitcast(units * 2.0**-24, tf.uint32), sign)
+        rounded = tf.where(tf.abs(x) < 2.0**-14, small, rounded)
+    return tf.cast(tf.where(tf.math.is_finite(x), tf.bitcast(rounded, tf.float32), x), dtype)
 
 
 def elements(shape: tf.TensorShape, ids: Any | None) -> Any:
@@ -50,7 +52,7 @@ def elements(shape: tf.TensorShape, ids: Any | None) -> Any:
 
 
 def _mixed(x: Any) -> Any:
-    """lowbias32, of Chris Wellons' hash-prospector."""
+    """A hash of 32 bits, found by TheIronBorn for Chris Wellons' hash-prospector. Its low bits are used."""
     x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, _uint32(16))) * _uint32(0x21F0AAAD)
     x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, _uint32(15))) * _uint32(0x735A2D97)
     return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, _uint32(15)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,10 @@ from tf_adam_variants import _slots
 
 _SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
 _SCALARS = ("iteration", "learning_rate")
+_OPTIONS = (  # that decide which variables there are
+    "amsgrad, use_ema, gradient_accumulation_steps, master_weights, stochastic_rounding, a float or a "
+    "schedule as learning rate"
+)
 _KEY = "layout"
 _DIGEST = "sha256"  # not in what Keras, or an older version, saved
 
@@ -31,11 +36,11 @@ class Entry(NamedTuple):
     what: str  # the slot or scalar that it is
     shape: tuple[int, ...]
     name: str
-    start: int = 0  # after how many updates it was added
+    start: int | None = None  # after how many updates it was added; None: it was there from the first
 
     @property
-    def key(self) -> tuple[str, tuple[int, ...], str]:
-        return self.what, self.shape, self.name
+    def is_slot(self) -> bool:
+        return self.what in _SLOTS
 
 
 class SavedState(tf.train.experimental.PythonState):
@@ -61,16 +66,16 @@ class SavedState(tf.train.experimental.PythonState):
             self._traced.add(index)
         return self.starts.get(index, 0)
 
-    def slots_were_made(self, added: bool = False) -> None:
+    def slots_were_made(self, first: int = 0) -> None:
         """Take over what was restored before; raise where it does not fit.
 
         Args:
-            added: whether there were slots of other variables already.
+            first: how many of the optimizer's variables there were already, where slots were added.
         """
-        self._slots_are_new = not added
+        self._slots_are_new = not first
         self.finish()
-        if added:
-            self._take_waiting()
+        if first:
+            self._take_waiting(first)
 
     def finish(self) -> None:
         """Raise a ValueError as long as what was restored does not fit the optimizer, which is built."""
@@ -96,7 +101,7 @@ class SavedState(tf.train.experimental.PythonState):
     def _compare_layout(self) -> None:
         if self._layout:
             present = _describe(self._optimizer)
-            places = _match(_named_as_here(self._layout, present), present, self._optimizer.name)
+            places = _match(self._layout, present, self._optimizer.name)
             if places != list(range(len(self._layout))):  # TensorFlow goes by position
                 raise ValueError(
                     f"The state saved for {self._optimizer.name} is of more variables or in another order: "
@@ -161,7 +166,6 @@ class SavedState(tf.train.experimental.PythonState):
             shapes = [arrays[str(i)].shape for i in range(len(arrays))]
             fits = shapes == [entry.shape for entry in present]
             saved = present if fits else [Entry("an array", shape, "an array") for shape in shapes]
-        saved = _named_as_here(saved, present)
         places = _match(saved, present, self._optimizer.name)
         self._set_starts([saved[place] for place in places])
         for variable, place, entry in zip(variables, places, present, strict=False):
@@ -170,17 +174,26 @@ class SavedState(tf.train.experimental.PythonState):
         left = sorted({*range(len(saved))} - {*places})
         self._waiting = {saved[place]: arrays[str(place)] for place in left}
 
-    def _take_waiting(self) -> None:
+    def _take_waiting(self, first: int) -> None:
         """Give slots that were added the values that waited for them."""
-        waiting = {entry.key: (entry, array) for entry, array in self._waiting.items()}
-        present = _describe(self._optimizer)
+        if not self._waiting:
+            return
+        present, before = _describe(self._optimizer), len(self._waiting)
         with tf.init_scope():
-            for i, variable in enumerate(self._optimizer.variables):
-                if present[i].key in waiting:
-                    present[i], array = waiting[present[i].key]
-                    variable.assign(array)
-                    del self._waiting[present[i]]
+            for i in range(first, len(present)):
+                waiting = list(self._waiting)
+                place = _place(present[i], waiting)
+                if place is not None:
+                    present[i] = waiting[place]
+                    self._optimizer.variables[i].assign(self._waiting.pop(waiting[place]))
         self._set_starts(present)
+        if len(self._waiting) == before:
+            warnings.warn(
+                f"The saved state of {self._optimizer.name} that waits for its variables is of others than "
+                f"these: {', '.join(entry.name for entry in present[first:][:5])}. It has "
+                f"{', '.join(entry.name for entry in list(self._waiting)[:5])}",
+                stacklevel=2,
+            )
 
     def _set_starts(self, entries: Sequence[Entry]) -> None:
         """Take over the starts of what was restored: one entry for each of the optimizer's variables."""
@@ -188,7 +201,7 @@ class SavedState(tf.train.experimental.PythonState):
         starts = {
             indices[id(variable)]: entry.start
             for variable, entry in zip(self._optimizer.variables, entries, strict=False)
-            if id(variable) in indices and entry.start
+            if id(variable) in indices and entry.start is not None
         }
         if any(starts.get(i, 0) != self.starts.get(i, 0) for i in self._traced):
             raise ValueError(
@@ -201,7 +214,7 @@ class SavedState(tf.train.experimental.PythonState):
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     digest = hashlib.sha256()
     for key in sorted(arrays):
-        digest.update(f"{key} {arrays[key].shape} ".encode())
+        digest.update(f"{key} {arrays[key].shape} {arrays[key].dtype.str} ".encode())
         digest.update(np.ascontiguousarray(arrays[key]).tobytes())
     return np.frombuffer(digest.digest(), np.uint8)
 
@@ -220,7 +233,7 @@ def _describe(optimizer: Any) -> list[Entry]:
             next((slot for slot in _SLOTS if v.name.endswith("_" + slot)), v.name),
             tuple(v.shape),
             v.name,
-            starts.get(indices.get(id(v), -1), 0),
+            starts.get(indices.get(id(v), -1)),
         )
         for v in optimizer.variables
     ]
@@ -229,62 +242,77 @@ def _describe(optimizer: Any) -> list[Entry]:
 def _match(saved: Sequence[Entry], present: Sequence[Entry], name: str) -> list[int]:
     """For each of the optimizer's variables, the place of its value among those that were saved.
 
-    They go by position where all is the same but perhaps names, and else by names, which then have to be the
-    same ones. What is left over may only be the slots of other variables.
+    They go by position where slots, shapes and order are the same, whatever the names: those of layers and
+    models may have other numbers. Otherwise, where some layers are frozen or slots were added, they go by
+    names. What is left over may only be the slots of other variables.
 
     Raises:
         ValueError: that names the first differences, if there are any.
     """
     names, here = _names(saved), _names(present)
-    alike = [entry[:2] for entry in saved] == [entry[:2] for entry in present]
+    alike = [(entry[:2], entry.start) for entry in saved] == [(entry[:2], entry.start) for entry in present]
     if alike and (names == here or sorted(names) != sorted(here)):
         return list(range(len(saved)))
-    places = {entry.key: i for i, entry in enumerate(saved)}
-    if len(set(names)) == len(names) and all(entry.key in places for entry in present):
-        found = [places[entry.key] for entry in present]
-        if _are_of_other_variables([saved[i] for i in {*range(len(saved))} - {*found}], present):
-            # Names that a layer was given by its number may stand for another layer in another program.
-            if found == sorted(found) or any(entry.start for entry in (*saved, *present)):
-                return found
-            raise ValueError(f"The state saved for {name} is in another order: {names}. Here: {here}")
+    places = [_place(entry, saved) for entry in present]
+    found = [place for place in places if place is not None]
+    left = [saved[i] for i in {*range(len(saved))} - {*found}]
+    if len(found) == len({*found}) == len(present) and _are_of_other_variables(left, present):
+        # A name with a number may stand for another layer in another program.
+        distinct = len({_without_numbers(one) for one in here}) == len(here)
+        added = any(entry.start is not None for entry in (*saved, *present))
+        if distinct or added or _in_order(found, present):
+            return found
+        raise ValueError(f"The state saved for {name} is in another order: {names}. Here: {here}")
     lines = [
         f"  {i}: saved {_show(saved, i)}, this optimizer has {_show(present, i)}"
         for i in range(max(len(saved), len(present)))
         if i >= len(saved) or i >= len(present) or saved[i][:2] != present[i][:2]
+    ] or [
+        f"  {one} was saved, {other} is here" for one, other in zip(names, here, strict=True) if one != other
     ]
     more = f"\n  and {len(lines) - 5} more" if len(lines) > 5 else ""
     raise ValueError(
         f"The saved state does not belong to {name}: it has {len(saved)} variables, this optimizer has "
-        f"{len(present)}.\n" + "\n".join(lines[:5]) + more + "\nMake the optimizer with the options it "
-        "was saved with (amsgrad, use_ema, gradient_accumulation_steps, a float or a schedule as learning "
-        "rate) and on the same model, with the same names of layers. To start without the saved state, "
-        "compile the model with a new optimizer after loading it (with load_model(..., compile=False)) or "
-        "its weights."
+        f"{len(present)}.\n" + "\n".join(lines[:5]) + more + f"\nMake the optimizer with the options it "
+        f"was saved with ({_OPTIONS}) and on the same model, with the same names of layers. To start without "
+        "the saved state, compile the model with a new optimizer after loading it (with load_model(..., "
+        "compile=False)) or its weights."
     )
 
 
-def _named_as_here(saved: list[Entry], present: Sequence[Entry]) -> list[Entry]:
-    """The saved entries with the names that they have here, where those differ by what they begin with.
+def _place(entry: Entry, saved: Sequence[Entry]) -> int | None:
+    """The place of the one saved entry that is this slot or scalar; None where there is none, or several.
 
-    A Sequential model's name begins the paths of its variables, but not after the model was loaded.
+    It has the same name; or one ends as the other, since a Sequential model's name begins the paths of its
+    variables, but not after the model was loaded; or the names have other numbers.
     """
-    here = {entry.key for entry in present if entry.what in _SLOTS}
-    candidates = [saved]
-    for first in [entry for entry in present if entry.what in _SLOTS][:1]:
-        for name in [entry.name for entry in saved if entry[:2] == first[:2]]:
-            if name.endswith("_" + first.name):
-                candidates.append(_renamed(saved, name.removesuffix(first.name), ""))
-            elif first.name.endswith("_" + name):
-                candidates.append(_renamed(saved, "", first.name.removesuffix(name)))
-    fitting = [entries for entries in candidates if here <= {entry.key for entry in entries}]
-    return fitting[0] if len(fitting) == 1 else saved
+    alike = [i for i, other in enumerate(saved) if other[:2] == entry[:2]]
+    for same in (str.__eq__, _ends_alike, _alike_but_for_numbers):
+        found = [i for i in alike if same(saved[i].name, entry.name)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
-def _renamed(entries: Sequence[Entry], start: str, by: str) -> list[Entry]:
-    return [
-        entry._replace(name=by + entry.name.removeprefix(start)) if entry.what in _SLOTS else entry
-        for entry in entries
-    ]
+def _ends_alike(one: str, other: str) -> bool:
+    return one.endswith(f"_{other}") or other.endswith(f"_{one}")
+
+
+def _alike_but_for_numbers(one: str, other: str) -> bool:
+    return _without_numbers(one) == _without_numbers(other)
+
+
+def _without_numbers(name: str) -> str:
+    """A name without the numbers that Keras gives layers and models: dense_1_kernel_momentum."""
+    return re.sub(r"_\d+(?=_)", "", name)
+
+
+def _in_order(places: Sequence[int], present: Sequence[Entry]) -> bool:
+    """Whether the slots of each kind are in the order in which they were saved."""
+    kinds: dict[str, list[int]] = {}
+    for place, entry in zip(places, present, strict=True):
+        kinds.setdefault(entry.what, []).append(place)
+    return all(own == sorted(own) for own in kinds.values())
 
 
 def _are_of_other_variables(left: Sequence[Entry], present: Sequence[Entry]) -> bool:
@@ -292,7 +320,7 @@ def _are_of_other_variables(left: Sequence[Entry], present: Sequence[Entry]) -> 
 
     Master weights are an option, but only variables of half types have them.
     """
-    kinds = {entry.what for entry in present if entry.what in _SLOTS}
+    kinds = {entry.what for entry in present if entry.is_slot}
     found: dict[str, set[str]] = {}
     for entry in left:
         found.setdefault(entry.name.removesuffix("_" + entry.what), set()).add(entry.what)
@@ -336,9 +364,8 @@ def _check_restored(variables: Sequence[Any], name: str) -> None:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(
             f"The checkpoint does not belong to {name}: it has no fitting value for "
-            f"{', '.join(wrong[:5])}{more}. Make the optimizer with the options it was saved with (amsgrad, "
-            "use_ema, gradient_accumulation_steps, a float or a schedule as learning rate) and on the same "
-            "model."
+            f"{', '.join(wrong[:5])}{more}. Make the optimizer with the options it was saved with "
+            f"({_OPTIONS}) and on the same model."
         )
 
 

@@ -132,6 +132,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
             self._metrics = list(_read(file, saved["metrics"]))
         self._metric_entries = saved["metrics"]
         self._steps_to_skip = saved["step"]
+        self._saved_steps_per_execution = saved["steps_per_execution"]
         # Private, and the only way to tell `fit`: Keras's callback does the same.
         self._initial_epoch, self.model._initial_epoch = self.model._initial_epoch, saved["epoch"]
         self._restored = True
@@ -149,12 +150,19 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Let a step that was taken before the backup draw its data only."""
         if self._step < self._steps_to_skip:
+            if getattr(self.model.train_function, "__func__", None) is AtomicBackupAndRestore._skip:
+                raise ValueError("`fit` takes one AtomicBackupAndRestore: two cannot both go on")
             self._train, self.model.train_function = self.model.train_function, self._skip
 
     def _skip(self, iterator: Any) -> dict[str, Any]:
         """In the place of the model's train function."""
         self.model.train_function = self._train
         steps = self.model.steps_per_execution
+        if self._step + steps > self._steps_to_skip and steps != self._saved_steps_per_execution:
+            raise ValueError(
+                f"The backup was made after {self._steps_to_skip} steps of an epoch, which is no multiple of "
+                f"steps_per_execution={steps}. Compile with {self._saved_steps_per_execution} as before"
+            )
         for i in range(steps):
             if next(iterator, _END) is _END:
                 if i == 0:
@@ -219,6 +227,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         description = {
             "format": _FORMAT,
             "built": self.model.optimizer is not None and self.model.optimizer.built,
+            "steps_per_execution": self.model.steps_per_execution,
             "epoch": epoch,
             "step": step,
             "variables": _describe(variables),

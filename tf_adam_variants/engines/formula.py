@@ -100,7 +100,10 @@ def moments(m: Any, v: Any, g: Any, update: Update, step: Step) -> tuple[Any, An
     else:
         m += g - step.momentum_forgotten * m
     if is_small(update.beta_2):
-        return m, step.velocity_kept * v + step.one_minus_beta_2 * tf.square(g)
+        # 0 times an infinite v is NaN, as in the compiled op.
+        return m, step.velocity_kept * v + (
+            step.one_minus_beta_2 * tf.square(g) - step.velocity_forgotten * v
+        )
     return m, v + step.one_minus_beta_2 * (tf.square(g) - v)
 
 
