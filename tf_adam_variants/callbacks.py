@@ -37,7 +37,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
     the step in the epoch, and what the metrics have counted in it.
 
     Args:
-        backup_dir: str or path: a local folder for the backups of this training alone. They take the room of
+        backup_dir: str or path: a local folder for the backups of this one `fit`. They take the room of
             two models with their optimizers' slots, and of a third one while a backup is written.
         save_freq: "epoch": a backup after each epoch. An integer: after that many steps.
         double_checkpoint: Keras's. The backup before the last one is kept whatever it is.
