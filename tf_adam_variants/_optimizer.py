@@ -18,6 +18,12 @@ from tf_adam_variants._update import Update
 from tf_adam_variants.engines import Engine
 
 
+# Keras 3.6 counts the step in the method that we replace under replicas, later versions in `apply`.
+_COUNTS_IN_BACKEND_APPLY = (
+    "assign_add" in keras.optimizers.Optimizer._backend_apply_gradients.__code__.co_names
+)
+
+
 class AdamVariant(Configured):
     """An optimizer whose step is an `Update`. A variant's constructor fills one in and hands it over.
 
@@ -270,6 +276,8 @@ class AdamVariant(Configured):
             self._update_model_variables_moving_average(self._trainable_variables)
             if self.ema_overwrite_frequency:
                 meet(self._overwrite_with_averages)
+        if _COUNTS_IN_BACKEND_APPLY:
+            self._iterations.assign_add(1)
 
     def _accumulate(self, strategy: Any, grads_and_vars: Iterable[Any], learning_rate: Any) -> None:
         """Add the sum of the replicas' gradients to what each has accumulated; take the step if it is due."""
