@@ -17,7 +17,6 @@ from tf_adam_variants._step import Parameter, Step, Workload
 from tf_adam_variants._update import Update
 from tf_adam_variants.engines import Engine
 
-
 # Keras 3.6 counts the step in the method that we replace under replicas, later versions in `apply`.
 _COUNTS_IN_BACKEND_APPLY = (
     "assign_add" in keras.optimizers.Optimizer._backend_apply_gradients.__code__.co_names
