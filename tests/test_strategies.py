@@ -18,6 +18,7 @@ import tf_adam_variants as tav
 TOLERANCE = {"float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 BOTH = pytest.mark.parametrize("how", ["exact", "lazy"])
+OLDEST_KERAS = keras.__version__.startswith("3.6.")
 MODES = pytest.mark.parametrize("mode", ["eager", "graph"])
 ACCUMULATING = {"gradient_accumulation_steps": 2}
 AVERAGING = {"use_ema": True, "ema_momentum": 0.5}
@@ -231,6 +232,7 @@ def test_loop_on_one_device(how, options, mode):
     assert_same(have, want)
 
 
+@pytest.mark.skipif(OLDEST_KERAS, reason="its count of steps cannot be assigned in a replica there")
 @pytest.mark.parametrize("fused", [False, True])
 @BOTH
 @pytest.mark.parametrize("cls", [tav.QHAdamW, tav.LAMB])
@@ -310,6 +312,7 @@ def test_fit(how, cls, options):
     assert_same(one + two, want)
 
 
+@pytest.mark.skipif(OLDEST_KERAS, reason="set_distribution is an AttributeError there")
 @pytest.mark.parametrize("shards", [(), (None, "model")], ids=["data parallel", "model parallel"])
 def test_keras_distribution_does_nothing_on_tensorflow(shards):
     """Keras itself places nothing there: one device trains, and with the same bits."""
