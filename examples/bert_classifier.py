@@ -12,7 +12,7 @@ needs:
 
 The program trains with keras.optimizers.Lamb and with tav.LAMB, and compares them; side_by_side.py says how.
 BERT-base is 12 layers of width 768 with a vocabulary of 30,522, 109 million parameters. A full run takes
-minutes and 10 GB.
+minutes.
 """
 
 from __future__ import annotations
