@@ -121,7 +121,7 @@ def _divide(a, b):
 
 def _power(a, exponent):
     if np.any(exponent[0] != 2):
-        raise NotImplementedError(f"a power of {exponent[0]}")
+        raise ValueError(f"only squares have a rule here. Received: a power of {exponent[0]}")
     low, high = np.minimum(np.abs(a[0]), np.abs(a[1])), np.maximum(np.abs(a[0]), np.abs(a[1]))
     return np.where((a[0] <= 0) & (a[1] >= 0), 0, low) ** 2, high**2
 
