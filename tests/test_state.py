@@ -477,6 +477,16 @@ def compiled(made, optimizer):
     return made
 
 
+def check_goes_on(made, tmp_path):
+    """What is loaded trains on with the same bits."""
+    made.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    train(made)
+    train(again)
+    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
 @pytest.mark.parametrize("counted", [True, False], ids=["after steps", "before the first step"])
 @pytest.mark.parametrize("wide", [8, 1])
 def test_a_tower_that_was_thawed_is_saved(wide, counted, tmp_path):
@@ -489,12 +499,7 @@ def test_a_tower_that_was_thawed_is_saved(wide, counted, tmp_path):
     tower.trainable = True
     made.optimizer.build(made.trainable_variables)
     train(compiled(made, made.optimizer))
-    made.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    train(made)
-    train(again)
-    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
-        np.testing.assert_array_equal(have, want)
+    check_goes_on(made, tmp_path)
 
 
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}], ids=str)
@@ -550,9 +555,4 @@ def test_listed_exclusions_hold_in_a_model_that_was_loaded(tmp_path):
     optimizer = tav.AdamW(RATE, weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_list=[made.layers[0].kernel])
     train(compiled(made, optimizer))
-    made.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    train(made)
-    train(again)
-    for have, want in zip(again.get_weights(), made.get_weights(), strict=True):
-        np.testing.assert_array_equal(have, want)
+    check_goes_on(made, tmp_path)
