@@ -497,3 +497,15 @@ def test_two_that_go_on_in_one_fit_are_an_error(tmp_path):
     x = np.zeros((88, 4))
     with pytest.raises(ValueError, match="one AtomicBackupAndRestore"):
         small(1).fit(x, x, batch_size=8, shuffle=False, verbose=0, callbacks=both)
+
+
+@pytest.mark.parametrize("other", [tav.LAMB, tav.QHAdam, keras.optimizers.AdamW])
+def test_another_optimizer_is_an_error(other, tmp_path):
+    model = small(1)
+    model.compile(tav.AdamW(), "mse")
+    stopped(tmp_path, model, 5)
+    model = small(1)
+    model.compile(other(), "mse")
+    backup, x = tav.callbacks.AtomicBackupAndRestore(tmp_path), np.zeros((88, 4))
+    with pytest.raises(ValueError, match=rf"tf_adam_variants.AdamW.*Here: \w+.{other.__name__}"):
+        model.fit(x, x, batch_size=8, verbose=0, callbacks=[backup])

@@ -147,3 +147,14 @@ def test_a_loss_scale_is_taken_off_in_float32(fused):
     for _ in range(4):
         optimizer.apply([tf.cast(scaled, tf.float16)], [weights])
     np.testing.assert_allclose(tf.cast(weights, tf.float32), 1 - 4 * 2.0**-6, rtol=2.0**-11)
+
+
+def test_averages_of_float64_are_float64():
+    weights = tf.Variable([1.0, 2.0], dtype=tf.float64)
+    optimizer = tav.AdamW(0.125, use_ema=True, ema_momentum=0.99)
+    want = None
+    for _ in range(5):
+        optimizer.apply([tf.ones(2, tf.float64)], [weights])
+        want = weights.numpy() if want is None else 0.99 * want + 0.01 * weights.numpy()
+    optimizer.finalize_variable_values([weights])
+    np.testing.assert_allclose(weights.numpy(), want, rtol=1e-14)

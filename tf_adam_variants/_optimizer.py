@@ -142,9 +142,9 @@ class AdamVariant(Configured):
         first = tf.equal(tf.convert_to_tensor(self.iterations), 0)
         for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
             if average is not None:
-                part = tf.cast(tf.where(first, 1.0, 1 - self.ema_momentum), average.dtype)
+                whole, part = (tf.constant(x, average.dtype) for x in (1.0, 1 - self.ema_momentum))
                 value = tf.cast(tf.convert_to_tensor(variable), average.dtype)
-                average.assign(average + part * (value - average))
+                average.assign(average + tf.where(first, whole, part) * (value - average))
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and what it consists of, to a Keras store."""

@@ -124,6 +124,12 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
                 optimizer.build(self.model.trainable_variables)
         variables = _state(self.model)
         _compare(saved["variables"], _describe(variables), backup.path)
+        before, here = saved["optimizers"], _names(self.model)
+        if before != here:
+            raise ValueError(
+                f"The backup {backup.path} is of a training with {', '.join(before)}. Here: {', '.join(here)}. "
+                "Compile as before, or take another `backup_dir`"
+            )
         for layout, text in zip(_layouts(self.model), saved["layouts"], strict=True):
             layout.deserialize(text)
         with backup.open() as file:
@@ -230,6 +236,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
             "steps_per_execution": self.model.steps_per_execution,
             "epoch": epoch,
             "step": step,
+            "optimizers": _names(self.model),
             "variables": _describe(variables),
             "layouts": [layout.serialize() for layout in _layouts(self.model)],
             "metrics": _describe(metrics),
@@ -257,6 +264,11 @@ def _state(model: keras.Model) -> list[Any]:
     """All that decides the next step: weights, random seeds, the optimizers' states."""
     # Keras's files leave the seeds out, so Dropout would draw its first masks again.
     return _unique([*model.variables, *(v for optimizer in _optimizers(model) for v in optimizer.variables)])
+
+
+def _names(model: keras.Model) -> list[str]:
+    """The classes of its optimizers."""
+    return [f"{type(one).__module__.partition('.')[0]}.{type(one).__name__}" for one in _optimizers(model)]
 
 
 def _layouts(model: keras.Model) -> list[Any]:
