@@ -127,8 +127,8 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         before, here = saved["optimizers"], _names(self.model)
         if before != here:
             raise ValueError(
-                f"The backup {backup.path} is of a training with {', '.join(before)}. Here: {', '.join(here)}. "
-                "Compile as before, or take another `backup_dir`"
+                f"The backup {backup.path} is of a training with {', '.join(before)}. Here: "
+                f"{', '.join(here)}. Compile as before, or take another `backup_dir`"
             )
         for layout, text in zip(_layouts(self.model), saved["layouts"], strict=True):
             layout.deserialize(text)
