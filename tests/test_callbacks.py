@@ -479,12 +479,12 @@ def small(steps_per_execution):
 )
 def test_steps_per_execution_that_do_not_end_at_the_backup_are_an_error(first, then, fits, tmp_path):
     stopped(tmp_path, small(first), 6 if first == 1 else 8)
-    model, x = small(then), np.random.default_rng(0).normal(size=(88, 4))
+    model, x = small(then), np.random.default_rng(0).normal(size=(96, 4))
     backup = tav.callbacks.AtomicBackupAndRestore(tmp_path, save_freq=1)
     fit = functools.partial(model.fit, x, x, batch_size=8, shuffle=False, verbose=0, callbacks=[backup])
     if fits:
         fit()
-        assert int(model.optimizer.iterations.numpy()) == 11
+        assert int(model.optimizer.iterations.numpy()) == 12
     else:
         with pytest.raises(ValueError, match=f"no multiple of steps_per_execution={then}"):
             fit()

@@ -307,6 +307,22 @@ def test_weights_loaded_after_building_are_trained_from():
 
 
 @pytest.mark.parametrize("option", OPTIONS)
+def test_slots_that_are_made_under_xla(option):
+    """As where Keras chooses XLA: the first step is the same as one of slots that were there before."""
+    steps = []
+    for built in (False, True):
+        keras.utils.set_random_seed(0)
+        made = model(option)
+        made.compile(tav.LAMB(RATE, **{option: True}), "mse", jit_compile=True)
+        if built:
+            made.optimizer.build(made.trainable_variables)
+        train(made)
+        steps.append([w.numpy() for w in made.weights])
+    for have, want in zip(*steps, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
 @pytest.mark.parametrize("cls", [tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB])
 def test_full_precision_is_an_error(cls, dtype, option):

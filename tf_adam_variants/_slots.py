@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _variables
+from tf_adam_variants import _variables, _xla
 
 # The attributes with a list of slots, one a variable. The first two are Keras's.
 _LISTS = (
@@ -55,9 +55,15 @@ def add(optimizer: keras.optimizers.Optimizer, variables: list[Any], *names: str
 
 
 def add_master_weights(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
-    """Make a float32 copy of each variable of a half type; None for the others."""
+    """Make a float32 copy of each variable of a half type; None for the others.
+
+    What XLA compiles cannot read a variable to make another. There it is zero until the first step, which
+    takes over elements that are not the rounding of their master weight.
+    """
 
     def copied(variable: Any) -> Any:
+        if _xla.is_compiling():
+            return "zeros"
         return lambda shape, dtype: tf.cast(_variables.tf_variable(variable), dtype)
 
     return [

@@ -50,6 +50,8 @@ def choose(update: Update, workload: Workload, fused: str | bool) -> Engine:
     Raises:
         ValueError: with fused=True, where the compiled op cannot.
     """
+    if fused == "auto":
+        compiled_op.mention_split_step(update, workload)
     for engine in FASTEST_FIRST if fused else FASTEST_FIRST[1:]:
         reason = engine.reason_against(update, workload)
         if not reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,28 @@ TERMS = {
 
 def reason_against(update: Update, workload: Workload) -> str:
     """Why the op cannot update the variables in the present context; '' where it can."""
-    if _xla.is_compiling():
-        return "XLA (`jit_compile=True`) compiles no ops but its own"
+    return _reason_under_xla() if _xla.is_compiling() else _reason_outside_xla(update, workload)
+
+
+def _reason_under_xla() -> str:
+    return (
+        "XLA (`jit_compile=True`) compiles no ops but its own. `tav.fused.split_step(model)` leaves it the "
+        "gradients and takes the update out of it"
+    )
+
+
+def mention_split_step(update: Update, workload: Workload) -> None:
+    """Log, once, that XLA alone is what keeps the op from the update, if so."""
+    if _xla.is_compiling() and not _reason_outside_xla(update, workload):
+        _log_once(f"The compiled op is built, but not used: {_reason_under_xla()}")
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logging.getLogger("tf_adam_variants").warning(message)
+
+
+def _reason_outside_xla(update: Update, workload: Workload) -> str:
     terms = TERMS - {"nu_1", "nu_2", "amsgrad"} if update.trust_ratio else TERMS
     if missing := update.terms - terms:
         return f"it has no step with {', '.join(sorted(missing))}{' and a trust ratio' * update.trust_ratio}"

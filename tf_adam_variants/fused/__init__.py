@@ -4,6 +4,7 @@ python -m tf_adam_variants.fused build
 """
 
 from tf_adam_variants.fused import _library
+from tf_adam_variants.fused._split_step import split_step as split_step
 
 
 def is_available() -> bool:
