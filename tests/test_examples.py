@@ -39,3 +39,11 @@ def test_the_first_turn_in_a_process_of_its_own():
     numbers = json.loads(printed.splitlines()[-1])
     assert set(numbers) == {"mib", "first_step_s"}
     assert min(numbers.values()) > 0
+
+
+def test_split_step(tmp_path):
+    run("split_step", "--models", "10 small dense layers", "--out", tmp_path / "numbers.json")
+    (results,) = json.loads((tmp_path / "numbers.json").read_text())["results"].values()
+    losses = [own.pop("last_loss") for own in results.values()]
+    assert max(losses) - min(losses) < 1e-3
+    assert min(value for own in results.values() for value in own.values()) > 0
