@@ -11,6 +11,13 @@ namespace tensorflow {
 namespace tf_adam_variants {
 namespace {
 
+// Each thread begins with a share of its own, so that it walks through memory: the processor fetches ahead better than
+// where threads take every other block. Whose share is done takes from the others'.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
 tfav::Parallel OnThreadsOf(OpKernelContext* ctx) {
   thread::ThreadPool* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
   return [pool](int64_t n, const std::function<void(int64_t)>& f) {
@@ -19,11 +26,18 @@ tfav::Parallel OnThreadsOf(OpKernelContext* ctx) {
       for (int64_t i = 0; i < n; ++i) f(i);
       return;
     }
-    std::atomic<int64_t> next{0};  // a thread that is free takes the next block
+    std::vector<Share> shares(workers);
+    for (int64_t k = 0; k < workers; ++k) {
+      shares[k].next = n * k / workers;
+      shares[k].end = n * (k + 1) / workers;
+    }
     using thread::ThreadPool;
     const ThreadPool::SchedulingParams one_each(ThreadPool::SchedulingStrategy::kFixedBlockSize, {}, 1);
-    pool->ParallelFor(workers, one_each, [&](int64_t, int64_t) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(i);
+    pool->ParallelFor(workers, one_each, [&](int64_t first, int64_t) {
+      for (int64_t k = 0; k < workers; ++k) {
+        Share& share = shares[(first + k) % workers];
+        for (int64_t i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) f(i);
+      }
     });
   };
 }

@@ -55,6 +55,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# OpenMP's threads, which the C loop and PyTorch use, wait for more work by spinning, some milliseconds by default: the
+# next contestant would find a processor taken.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
 import keras
