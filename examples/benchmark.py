@@ -55,8 +55,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The C loop's and PyTorch's threads, which are OpenMP's, spin some milliseconds by default while they wait for
-# more work: the next contestant would find a processor taken.
+# OpenMP's threads, the C loop's and PyTorch's, spin some milliseconds by default while they wait for more
+# work: the next contestant would find a processor taken.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
