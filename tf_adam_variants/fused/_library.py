@@ -1,8 +1,8 @@
 """The compiled library: where it may be, whether it fits, and loading it once.
 
 A library is a folder with a shared object and a `build.json` that describes how it was made. Nothing is read
-before `load()` is called, and nothing is loaded that is damaged or was built for another TensorFlow or from
-other sources.
+before `load()` is called, and nothing is loaded that is damaged, was built for another TensorFlow or from
+other sources, or lies in the cache where somebody else can write.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import stat
 import sysconfig
 import threading
 from pathlib import Path
@@ -38,6 +39,7 @@ class Build(NamedTuple):
     flags: str
     time: str
     cuda: str  # the architectures of its kernels for GPUs, or why it has none
+    built_in: str  # the folder of the sources
 
 
 class Found(NamedTuple):
@@ -113,9 +115,27 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tf_adam_variants"
 
 
+def check_nobody_else_writes(path: Path) -> None:
+    """Raise a ValueError where somebody but this user and root may have written a file or folder."""
+    is_of, mode, user = path.stat().st_uid, stat.S_IMODE(path.stat().st_mode), os.geteuid()
+    if is_of not in (0, user):
+        raise ValueError(
+            f"{path} belongs to user {is_of}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE to a "
+            "folder of your own, and build there"
+        )
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(f"others may write {path} (mode {mode:o}). `chmod go-w {path}` ends that")
+
+
 def checked(folder: Path) -> Build:
-    """The description of the library in this folder. ValueError unless it fits and is whole."""
+    """The description of the library in this folder. ValueError unless it fits, is whole, and is the user's.
+
+    It is not asked whose a wheel's own folder is: who can write there can write this file, too.
+    """
     try:
+        if folder != _HERE / "lib":
+            for path in (folder.parent, folder, folder / NAME):
+                check_nobody_else_writes(path)
         build = Build(**json.loads((folder / "build.json").read_text()))
         if build.tensorflow != tf.__version__:
             raise ValueError(f"it was built for TensorFlow {build.tensorflow}; this is {tf.__version__}")
