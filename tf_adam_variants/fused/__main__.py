@@ -14,8 +14,8 @@ from tf_adam_variants.fused import _build
 def _architectures(text: str) -> tuple[str, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(
-            "must be numbers, like 80,90, without a letter: the kernels use nothing that only one GPU has, and "
-            f"90 serves for 90a. Received: {text!r}"
+            "must be numbers, like 80,90, without a letter: the kernels use nothing that only one GPU has, "
+            f"and 90 serves for 90a. Received: {text!r}"
         )
     return tuple(text.split(","))
 
