@@ -108,7 +108,7 @@ class Kernels:
             "sparse": (parameters, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
             "squared_norm": (parameters, wide, pointer, launch),
             "copy": (pointer, pointer, wide, pointer),
-            "ready": (),
+            "ready": (ctypes.c_int,),
         }.items():
             setattr(self, name, self._checked(name, arguments))
         for name, arguments in {
@@ -201,11 +201,27 @@ class WithCupy:
     write = staticmethod(lambda buffer, data: buffer.set(data))
 
 
+class CannotRunError(Exception):
+    """Says what is missing."""
+
+
 def on_gpu():
+    """The first GPU's memory."""
     try:
-        return WithTorch()
+        import torch
     except ImportError:
+        try:
+            import cupy
+        except ImportError:
+            raise CannotRunError("neither PyTorch nor CuPy can be imported") from None
+        try:
+            cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise CannotRunError(f"CuPy finds no GPU ({error})") from None
         return WithCupy()
+    if not torch.cuda.is_available():
+        raise CannotRunError("PyTorch finds no GPU")
+    return WithTorch()
 
 
 class Type(NamedTuple):
@@ -436,6 +452,8 @@ class Checks:
 
     def __init__(self, kernels, memory, quick=False):
         self.kernels, self.memory, self.quick = kernels, memory, quick
+        self.on_cpu = isinstance(memory, OnCpu)
+        self.window = 4 if self.on_cpu else 128  # TFAV_WINDOW
         self.rng = np.random.default_rng(1)
 
     # A step of `variables`: their arrays after it.
@@ -554,7 +572,7 @@ class Checks:
 
     def many_variables(self):
         """More than a launch takes, of all sizes, each with its own way."""
-        count = 40 if self.quick else 2500
+        count = 140 if self.quick else 2500
         for case in CASES:
             variables = [
                 Variable(self.rng, FLOAT, FLOAT, int(self.rng.integers(0, 40)), i % 3 != 0, i % 2 == 0)
@@ -611,8 +629,11 @@ class Checks:
         pairs = [(*pair, NEAREST) for pair in (PAIRS[:1] if self.quick else PAIRS)]
         pairs += [(HALF, HALF, STOCHASTIC), (BFLOAT16, FLOAT, MASTER)]
         for case, (type_, gradient, rounding) in itertools.product(CASES, pairs):
-            for width, exact in itertools.product((1, 3, 64, 300), (False, True)):
-                count = 211 if width < 300 else 23
+            widths = (
+                (1, 3, 64, 300) if self.quick else (1, 3, 64, 300, 5000, 5001)
+            )  # of several spans the last
+            for width, exact in itertools.product(widths, (False, True)):
+                count = 211 if width < 300 else 23 if width == 300 else 11
                 x = Variable(self.rng, type_, gradient, (count, width), rounding=rounding, stream=5)
                 x.g = x.g[:0]
                 for kind, ids in enumerate(
@@ -622,6 +643,8 @@ class Checks:
                         np.zeros(0, np.int64),
                         np.full(9, count - 1),
                         np.arange(count)[::-1],
+                        # One that is named so often that it is summed by parts.
+                        self.rng.permutation(np.append(np.full(5 * self.window + 2, 7), np.arange(count))),
                     )
                 ):
                     ids = np.ascontiguousarray(ids, np.int64 if kind % 2 == 1 else np.int32)
@@ -633,10 +656,7 @@ class Checks:
         valid = (ids >= 0) & (ids < rows)
         g = np.zeros((rows, width))
         np.add.at(g, ids[valid], x.gradient.widened(values)[valid])
-        # Added up in the type of the arithmetic, in the order of the ids.
-        summed = np.zeros((rows, width), x.type.state.storage)
-        for i, value in zip(ids[valid], x.gradient.widened(values)[valid].astype(summed.dtype), strict=True):
-            summed[i] += value
+        summed = self.summed(ids, x.gradient.widened(values).astype(x.type.state.storage), rows)
         assert np.allclose(summed, g, atol=1e-4)
         shift = int(self.rng.integers(0, 3))
         step = case.step(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
@@ -658,27 +678,83 @@ class Checks:
             elements = np.arange(x.w.size).reshape(x.w.shape)[touched]
             self.check_rounding(case, whole, after, expected, elements)
 
+    def summed(self, ids, values, rows):
+        """The values of each row, added up in their type and order, but each window of sorted ids before."""
+        keys = np.where((ids >= 0) & (ids < rows), ids, rows)
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        of_windows = np.zeros((len(keys) // self.window, *values.shape[1:]), values.dtype)
+        for i in range(len(of_windows) * self.window):
+            of_windows[i // self.window] += values[i]
+        sums = np.zeros((rows, *values.shape[1:]), values.dtype)
+        for row in np.unique(keys[keys < rows]):
+            begin, end = np.searchsorted(keys, row), np.searchsorted(keys, row, "right")
+            first, last = -(-begin // self.window), end // self.window  # the windows in between
+            parts = [values[begin:end]]
+            if first < last:
+                before, behind = values[begin : first * self.window], values[last * self.window : end]
+                parts = [before, of_windows[first:last], behind]
+            for value in np.concatenate(parts):
+                sums[row] += value
+        return sums
+
+    def many_chunks(self):
+        """So many that their norms are summed in groups, of which a variable may have parts."""
+        chunk, group = (512, 8) if self.on_cpu else (4096, 256)
+        many = 16 * group * chunk
+        for sizes in ([many + 3], [5 * chunk, many // 2 + 7, 3, many // 2 + 5]):
+            variables = [Variable(self.rng, FLOAT, FLOAT, size, i % 2 == 0) for i, size in enumerate(sizes)]
+            self.dense_step(CASES[4], variables, 2, 0.125, 0.25, 1.0)
+            self.norm_of(FLOAT, sizes)
+
+    def an_old_driver(self):
+        """Before CUDA 12.1 it takes kernels with few parameters alone: smaller batches."""
+        if not self.on_cpu:
+            return
+        driver = ctypes.c_int.in_dll(self.kernels.library, "cuda_on_cpu_driver")
+        driver.value, newest = 12000, driver.value
+        try:
+            self.many_variables()
+            self.norm_of(FLOAT, [3] * 70)
+        finally:
+            driver.value = newest
+
+    def ready(self):
+        """The device that is asked for is asked, and the current one stays what it is."""
+        self.kernels.ready(0)
+        if not self.on_cpu:
+            return
+        for device, message in (1, "no kernel image"), (2, "invalid device"):
+            said = f"device {device} is ready"
+            try:
+                self.kernels.ready(device)
+            except RuntimeError as error:
+                said = str(error)
+            assert message in said, said
+        assert self.kernels.library.cuda_on_cpu_device() == 0
+
     def squared_norm(self):
         for type_ in (HALF, BFLOAT16, FLOAT, DOUBLE):
-            for sizes in ([5], [0], [0, 1, 17, 512, 40000], [3] * (30 if self.quick else 1200)):
-                variables = [Variable(self.rng, type_, type_, size) for size in sizes]
-                arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
-                tensors = (Parameter * len(sizes))(
-                    *(Parameter(g=a.address, size=a.elements.size) for a in arrays)
-                )
-                step = Launch(Kind(gradient=type_.number), stream=self.memory.stream)
-                needed = self.kernels.squared_norm_scratch(tensors, len(sizes))
-                scratch = Array(self.memory, np.full(needed, POISON, np.uint8))
-                step.scratch, step.scratch_bytes = scratch.address, needed
-                want = sum(np.sum(type_.widened(x.g) ** 2) for x in variables)
-                results = []
-                for _ in range(2):
-                    to = Array(self.memory, np.full(1, np.nan))
-                    self.kernels.squared_norm(tensors, len(sizes), to.address, step)
-                    results.append(to.read()[0])
-                scratch.read()
-                assert results[0] == results[1]
-                assert abs(results[0] - want) <= 1e-12 * want, (results, want)
+            for sizes in ([5], [0], [0, 1, 17, 512, 40000], [3] * (100 if self.quick else 1200)):
+                self.norm_of(type_, sizes)
+
+    def norm_of(self, type_, sizes):
+        variables = [Variable(self.rng, type_, type_, size) for size in sizes]
+        arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
+        tensors = (Parameter * len(sizes))(*(Parameter(g=a.address, size=a.elements.size) for a in arrays))
+        step = Launch(Kind(gradient=type_.number), stream=self.memory.stream)
+        needed = self.kernels.squared_norm_scratch(tensors, len(sizes))
+        scratch = Array(self.memory, np.full(needed, POISON, np.uint8))
+        step.scratch, step.scratch_bytes = scratch.address, needed
+        want = sum(np.sum(type_.widened(x.g) ** 2) for x in variables)
+        results = []
+        for _ in range(2):
+            to = Array(self.memory, np.full(1, np.nan))
+            self.kernels.squared_norm(tensors, len(sizes), to.address, step)
+            results.append(to.read()[0])
+        scratch.read()
+        assert results[0] == results[1]
+        assert abs(results[0] - want) <= 1e-12 * want, (results, want)
 
     def errors(self):
         """What cannot be is an error, before anything is written."""
@@ -716,8 +792,7 @@ class Checks:
     def huge(self):
         """An array of more than 2^31 elements: its last ones. A CPU runs no block before theirs."""
         case, size, tail = CASES[0], 2**31 + 4096 + 5, 4096 + 5
-        on_cpu = isinstance(self.memory, OnCpu)
-        if not on_cpu and self.memory.free_bytes() < 13 * size:
+        if not self.on_cpu and self.memory.free_bytes() < 13 * size:
             print("       not run: it takes 26 GiB of the GPU's memory")
             return
         x = Variable(self.rng, BFLOAT16, BFLOAT16, tail)
@@ -729,7 +804,9 @@ class Checks:
         tensors = (Parameter * 1)(Parameter(w, m, v, None, None, g, size, True, True))
         scalars = Array(self.memory, case.step(2, 0.125, 0.25 * 0.125, 1.0))
         step = Launch(case.kind(x), False, scalars.address, None, 0, self.memory.stream)
-        first = ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if on_cpu else None
+        first = (
+            ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if self.on_cpu else None
+        )
         if first is not None:
             first.value = 2**31 // 512
         self.kernels.dense(tensors, 1, step)
@@ -750,6 +827,9 @@ class Checks:
             self.sparse,
             self.empty_rows,
             self.squared_norm,
+            self.many_chunks,
+            self.an_old_driver,
+            self.ready,
             self.errors,
             self.copy,
             self.huge,
@@ -854,16 +934,25 @@ def main(arguments=None):
     parser.add_argument("--flag", action="append", default=[], help="one more for the compiler")
     parser.add_argument("--rounds", type=int, default=31)
     parsed = parser.parse_args(arguments)
+    try:
+        memory = OnCpu() if parsed.on_cpu else on_gpu()
+        if not (parsed.on_cpu or parsed.library or nvcc()):
+            raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
+    except CannotRunError as problem:
+        print(
+            f"The kernels cannot run: {problem}. `check --on-cpu` needs only a C++ compiler", file=sys.stderr
+        )
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flag))
-        kernels.ready()
+        kernels.ready(0)
         if parsed.what == "bench":
             bench(kernels, parsed.rounds)
-            return
-        memory = OnCpu() if parsed.on_cpu else on_gpu()
+            return 0
         print(f"The kernels on {memory.name}")
         Checks(kernels, memory, parsed.quick).all(parsed.without)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -121,9 +121,32 @@ def test_the_built_library_has_them():
 @needs_nvcc
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
 def test_without_a_gpu_the_library_says_why():
-    assert "CUDA says: " in _library.gpu_reason()
+    assert "CUDA says of GPU 0: " in _library.gpu_reason()
     assert f"GPU kernels: {cuda()}" in fused.status()
-    assert "GPU: CUDA says: " in fused.status()
+    assert "GPU: CUDA says of GPU 0: " in fused.status()
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_cuda_is_asked_for_the_gpu_that_is_visible(monkeypatch):
+    class Ready:
+        def __init__(self, path):
+            self.tfav_gpu_error = lambda error: b"no kernel image"
+            self.tfav_gpu_ready = lambda device: 209 if device == 1 else 0
+
+    monkeypatch.setattr(_library.ctypes, "CDLL", Ready)
+    for number, reason in (0, ""), (1, "CUDA says of GPU 1: no kernel image"), (2, ""):
+        device = tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU")
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, device=device: [device])
+        assert _library.gpu_reason.__wrapped__().startswith(reason or "\n") == bool(reason)
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_the_program_says_what_is_missing():
+    for what in ("check", "bench"):
+        command = [sys.executable, TESTS / "cuda_kernels.py", what]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert re.fullmatch(r"The kernels cannot run: .*`check --on-cpu` needs only.*\n", done.stderr)
 
 
 def test_a_library_without_them_says_so(monkeypatch):

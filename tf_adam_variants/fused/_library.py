@@ -74,10 +74,13 @@ def gpu_reason() -> str:
             "`python -m tf_adam_variants.fused build` builds them"
         )
     functions.tfav_gpu_error.restype = ctypes.c_char_p
-    error = functions.tfav_gpu_ready()
-    if not error:
-        return ""
-    return f"CUDA says: {functions.tfav_gpu_error(error).decode()}. The op's kernels are for {build.cuda}"
+    # "/physical_device:GPU:1" is CUDA's number 1, also where TensorFlow is shown no other.
+    visible = [int(device.name.rpartition(":")[2]) for device in tf.config.get_visible_devices("GPU")]
+    for device in visible or [0]:
+        if error := functions.tfav_gpu_ready(device):
+            message = functions.tfav_gpu_error(error).decode()
+            return f"CUDA says of GPU {device}: {message}. The op's kernels are for {build.cuda}"
+    return ""
 
 
 def found() -> Found:
