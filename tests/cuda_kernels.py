@@ -1,7 +1,6 @@
-"""The kernels for GPUs, without TensorFlow: whether they are right, and how fast they are.
+"""The kernels for GPUs, without TensorFlow: whether they are right. How fast they are: cuda_bench.py.
 
     python tests/cuda_kernels.py check             # wants an NVIDIA GPU, nvcc, NumPy, and PyTorch or CuPy
-    python tests/cuda_kernels.py bench             # and PyTorch, which it compares with
     python tests/cuda_kernels.py check --on-cpu    # the same kernels, compiled for a CPU: tests/cuda_on_cpu
 
 `check` compares steps with the oracle of the other tests (float64, from the papers) over all types of
@@ -9,21 +8,13 @@ variables and gradients, random and special numbers, odd, unaligned, tiny and hu
 thousands, gradients by rows with repeated ids. Every array lies between two stretches of poison, of which
 nothing may be written; scratch memory is poison to begin with; every step is made twice and must give the
 same bits; gradients must stay as they were.
-
-`bench` measures milliseconds a step by CUDA events, all contestants in turn in each round, and prints the
-median of the rounds, the bytes a step must move over that time, and their share of what a copy on the device
-moves. A step of Adam's family must move 28 bytes a float32 parameter, LAMB's 40: its second pass reads w, m
-and v again.
 """
 
 import argparse
 import ctypes
-import functools
-import gc
 import itertools
 import math
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -222,6 +213,14 @@ def on_gpu():
     if not torch.cuda.is_available():
         raise CannotRunError("PyTorch finds no GPU")
     return WithTorch()
+
+
+def check_that_they_can_run(library=None):
+    """The first GPU's memory; an error where there is no GPU, or no nvcc and no library either."""
+    memory = on_gpu()
+    if not (library or nvcc()):
+        raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
+    return memory
 
 
 class Type(NamedTuple):
@@ -842,102 +841,19 @@ class Checks:
                 print(f"ok     {name} ({time.monotonic() - begin:.1f} s)", flush=True)
 
 
-# -- how fast --------------------------------------------------------------------------------------------
-
-
-def bench(kernels, rounds):
-    """The table of the module's docstring."""
-    import torch
-
-    sys.path.insert(0, str(ROOT / "examples"))
-    import shapes
-
-    sets = {
-        "BERT-large": shapes.bert(1024, 24),
-        "ResNet-50": shapes.resnet50(),
-        "500 small": shapes.small(),
-        "one of 1e9": [(10**9,)],
-    }
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, medians of {rounds} rounds")
-    print("| variables | step | ms | GB/s | of the copy |\n| --- | --- | --- | --- | --- |")
-    for set_name, set_shapes in sets.items():
-        results = measure(kernels, torch, set_shapes, rounds)
-        copied = results["copy"][1] / results["copy"][0]
-        for name, (seconds, moved) in results.items():
-            rate = moved / seconds
-            share = f"{rate / copied:.0%}"
-            print(f"| {set_name} | {name} | {seconds * 1e3:.3f} | {rate / 1e9:.0f} | {share} |", flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def measure(kernels, torch, set_shapes, rounds):
-    """Of each contestant: seconds, and the bytes it must move."""
-    weights = [torch.randn(shape, device="cuda") for shape in set_shapes]
-    for w in weights:
-        w.grad = torch.randn_like(w)
-    count = sum(w.numel() for w in weights)
-    moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
-    stream = torch.cuda.current_stream().cuda_stream
-    keep, steps = [], {}
-
-    def ours(case, weights=weights, moments=moments):
-        number = BFLOAT16.number if weights[0].dtype == torch.bfloat16 else FLOAT.number
-        tensors = (Parameter * len(weights))()
-        for t, w, (m, v) in zip(tensors, weights, moments, strict=True):
-            t.w, t.m, t.v, t.g = (x.data_ptr() for x in (w, m, v, w.grad))
-            t.size, t.weight_decay, t.layer_adaptation = w.numel(), True, True
-        scalars = torch.tensor(case.step(10, 1e-4, 1e-6, 1.0), dtype=torch.float64, device="cuda")
-        kind = Kind(number, number, NEAREST, case.squared_gradient, case.amsgrad, case.lamb)
-        step = Launch(kind, False, scalars.data_ptr(), None, 0, stream)
-        needed = kernels.dense_scratch(tensors, len(weights), step)
-        scratch = torch.empty(max(needed, 16), dtype=torch.uint8, device="cuda")
-        step.scratch, step.scratch_bytes = scratch.data_ptr(), needed
-        keep.append((scalars, scratch))
-        return functools.partial(kernels.dense, tensors, len(weights), step)
-
-    source, target = (torch.empty(count, device="cuda").normal_() for _ in range(2))
-    steps["copy"] = (
-        functools.partial(kernels.copy, target.data_ptr(), source.data_ptr(), 4 * count, stream),
-        8 * count,
-    )
-    for case, moved in (CASES[0], 28), (CASES[2], 28), (CASES[4], 40):
-        steps[f"{case.name}, this package"] = ours(case), moved * count
-    for kind in ("fused", "foreach"):
-        optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01, **{kind: True})
-        steps[f"AdamW, torch {kind}"] = optimizer.step, 28 * count
-    times = {name: [] for name in steps}
-    for round_ in range(rounds + 3):
-        for name, (step, _) in steps.items():
-            repeats = 3
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            step()  # after the others' work, for the caches
-            begin.record()
-            for _ in range(repeats):
-                step()
-            end.record()
-            end.synchronize()
-            if round_ >= 3:
-                times[name].append(begin.elapsed_time(end) / 1e3 / repeats)
-    return {name: (statistics.median(times[name]), moved) for name, (_, moved) in steps.items()}
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["check", "bench"])
+    parser.add_argument("what", choices=["check"])
     parser.add_argument("--on-cpu", action="store_true", help="check the kernels as compiled for a CPU")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller arrays: for sanitizers")
     parser.add_argument("--without", nargs="*", default=[], help="checks to leave out")
     parser.add_argument("--library", type=Path, help="the kernels, built before; otherwise they are built")
     parser.add_argument("--flag", action="append", default=[], help="one more for the compiler")
-    parser.add_argument("--rounds", type=int, default=31)
     parsed = parser.parse_args(arguments)
     try:
-        memory = OnCpu() if parsed.on_cpu else on_gpu()
-        if not (parsed.on_cpu or parsed.library or nvcc()):
-            raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
+        memory = OnCpu() if parsed.on_cpu else check_that_they_can_run(parsed.library)
     except CannotRunError as problem:
         print(
             f"The kernels cannot run: {problem}. `check --on-cpu` needs only a C++ compiler", file=sys.stderr
@@ -946,9 +862,6 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flag))
         kernels.ready(0)
-        if parsed.what == "bench":
-            bench(kernels, parsed.rounds)
-            return 0
         print(f"The kernels on {memory.name}")
         Checks(kernels, memory, parsed.quick).all(parsed.without)
     return 0

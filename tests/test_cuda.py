@@ -142,11 +142,12 @@ def test_cuda_is_asked_for_the_gpu_that_is_visible(monkeypatch):
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
 def test_the_program_says_what_is_missing():
-    for what in ("check", "bench"):
-        command = [sys.executable, TESTS / "cuda_kernels.py", what]
-        done = subprocess.run(command, capture_output=True, text=True)
+    for command in (["cuda_kernels.py", "check"], ["gpu_report.py"]):
+        done = subprocess.run(
+            [sys.executable, TESTS / command[0], *command[1:]], capture_output=True, text=True
+        )
         assert done.returncode == 2
-        assert re.fullmatch(r"The kernels cannot run: .*`check --on-cpu` needs only.*\n", done.stderr)
+        assert re.fullmatch(r"The kernels cannot run: .*--on-cpu` needs only.*\n", done.stderr)
 
 
 def test_a_library_without_them_says_so(monkeypatch):
