@@ -34,8 +34,8 @@ TFAV_EXPORT int64_t tfav_gpu_dense_scratch(const tfav::Parameter*, int64_t count
 TFAV_EXPORT int tfav_gpu_dense(const tfav::Parameter*, int64_t count, const tfav::GpuLaunch*);
 
 // One step of one variable of `rows` rows, whose g are the rows that `ids` name; repeated ones are added up in their
-// order, ids that no row has are passed over. exact: all other rows have a gradient of zero; otherwise nothing happens
-// to them. Fewer than 2^31 ids.
+// order, where one has hundreds by parts; ids that no row has are passed over. The same to the last bit each time.
+// exact: all other rows have a gradient of zero; otherwise nothing happens to them. Fewer than 2^31 ids.
 TFAV_EXPORT int64_t tfav_gpu_sparse_scratch(const tfav::Parameter*, int64_t rows, int64_t ids, int exact);
 TFAV_EXPORT int tfav_gpu_sparse(const tfav::Parameter*, int64_t rows, const void* ids, int64_t count, int ids_are_int64,
                                 int exact, const tfav::GpuLaunch*);
@@ -46,8 +46,8 @@ TFAV_EXPORT int tfav_gpu_squared_norm(const tfav::Parameter*, int64_t count, dou
 
 TFAV_EXPORT int tfav_gpu_copy(void* to, const void* from, int64_t bytes, void* stream);
 
-// 0 where the current device runs these kernels; otherwise, as of any of the above, what stands in the way.
-TFAV_EXPORT int tfav_gpu_ready(void);
+// 0 where CUDA's device of this number runs these kernels; otherwise, as of any of the above, what stands in the way.
+TFAV_EXPORT int tfav_gpu_ready(int device);
 TFAV_EXPORT const char* tfav_gpu_error(int error);
 
 #endif  // TF_ADAM_VARIANTS_GPU_H_

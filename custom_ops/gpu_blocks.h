@@ -47,6 +47,9 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), int64_t blocks, void* s
   return error;
 }
 
+#define TFAV_RETURN_ERROR(call) \
+  if (const cudaError_t error = (call)) return error
+
 // Calls f with null pointers to the types of the variable and the gradient.
 template <typename F>
 cudaError_t with_types(Type variable, Type gradient, const F& f) {
@@ -97,6 +100,12 @@ __device__ __forceinline__ void store(const Pack<X, N>& pack, X* to) {
   *reinterpret_cast<Pack<X, N>*>(to) = pack;
 }
 
+// Whether packs may be read from all arrays of a variable.
+__host__ __device__ __forceinline__ bool aligned(const Parameter& t) {
+  const auto at = [](const void* address) { return reinterpret_cast<uintptr_t>(address); };
+  return (at(t.w) | at(t.m) | at(t.v) | at(t.v_max) | at(t.master) | at(t.g)) % 16 == 0;
+}
+
 // The arrays of a variable and of a gradient, from some element on.
 template <typename T, typename S, typename G>
 struct Arrays {
@@ -114,13 +123,6 @@ struct Arrays {
         master(t.master != nullptr ? reinterpret_cast<S*>(t.master) + begin : nullptr),
         g(g),
         key(stream_key(step, t.stream) + uint32_t(begin)) {}
-
-  __device__ __forceinline__ bool aligned() const {
-    return (reinterpret_cast<uintptr_t>(w) | reinterpret_cast<uintptr_t>(m) | reinterpret_cast<uintptr_t>(v) |
-            reinterpret_cast<uintptr_t>(v_max) | reinterpret_cast<uintptr_t>(master) | reinterpret_cast<uintptr_t>(g)) %
-               16 ==
-           0;
-  }
 };
 
 // One pass over N elements, from the i-th on.
@@ -183,13 +185,18 @@ __device__ __forceinline__ Norms block_sum(const Norms& mine) {
   return parts[threadIdx.x];
 }
 
+// Adds the block's share of parts `begin` to `end` to each thread's sum.
+__device__ __forceinline__ void add_parts(const Norms* parts, int64_t begin, int64_t end, Norms* mine) {
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    mine->w += parts[i].w;
+    mine->u += parts[i].u;
+  }
+}
+
 // The sum of `count` parts, by one block; thread 0 has it.
 __device__ __forceinline__ Norms sum_of(const Norms* parts, int64_t count) {
   Norms mine = {0, 0};
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-    mine.w += parts[i].w;
-    mine.u += parts[i].u;
-  }
+  add_parts(parts, 0, count, &mine);
   return block_sum(mine);
 }
 

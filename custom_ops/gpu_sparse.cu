@@ -1,6 +1,6 @@
 // The step of one variable on a GPU, by a gradient that names rows. The ids are sorted, so that those of a row stand
-// side by side, in the order in which they were given; a group of threads takes a row, adds up its gradients, and makes
-// the step. No dense gradient is ever in memory.
+// side by side, in the order in which they were given; a group of threads takes a span of a row, adds up its gradients,
+// and makes the step. No dense gradient is ever in memory.
 
 #include <cub/device/device_radix_sort.cuh>
 
@@ -19,6 +19,20 @@ int64_t blocks_for(int64_t threads) {
   return wanted < kMostBlocks ? wanted : kMostBlocks;
 }
 
+#ifndef TFAV_SPAN
+#define TFAV_SPAN 2048
+#endif
+constexpr int kSpan = TFAV_SPAN;  // columns of a row, at most, that a group of threads takes
+static_assert(kSpan % 4 == 0, "a span is packs");
+
+// One id may be named a hundred thousand times, for example that of padding, and one group of threads would take
+// milliseconds to add up its values. So each window of this many sorted ids, if they are all of one row, is summed by a
+// group of its own before; the row's group then adds the windows' sums to the values before and behind them.
+#ifndef TFAV_WINDOW
+#define TFAV_WINDOW 128
+#endif
+constexpr int kWindow = TFAV_WINDOW;
+
 // All a kernel needs to know of the variable and of the ids.
 struct SparseUpdate {
   Parameter t;  // t.g: one row for each id
@@ -26,9 +40,50 @@ struct SparseUpdate {
   const uint64_t* keys;      // the ids, sorted; `rows` for those that no row has
   const int32_t* positions;  // where each was among those given
   int32_t* first;            // exact: of each row, its first key; any, where it has none
-  int threads_per_row;       // threads that update a row together
+  void* window_sums;         // of each window, where it is of one row, in the type of the moments
+  int64_t spans;             // of each row
+  int span;                  // columns of a span; the last one may have fewer
+  int threads_per_span;      // that update a span together
+  bool packed;               // 16 bytes of the moments at once
 
-  int64_t units() const { return first != nullptr ? rows : count; }
+  __host__ __device__ __forceinline__ int64_t units() const { return (first != nullptr ? rows : count) * spans; }
+
+  // Cuts the rows into spans as even as can be.
+  void cut(int pack) {
+    spans = (width + kSpan - 1) / kSpan;
+    const int64_t even = (width + spans - 1) / spans;
+    span = int((even + pack - 1) / pack * pack);
+    spans = (width + span - 1) / span;
+    packed = pack > 1;
+    threads_per_span = 1;
+    while (threads_per_span < kThreads && threads_per_span * pack < span) threads_per_span *= 2;
+  }
+};
+
+// Of the groups of a launch: how many there are, which one this thread is of, and as which of its threads.
+struct Group {
+  int64_t count, number;
+  int lane;
+
+  __device__ __forceinline__ explicit Group(const SparseUpdate& sparse)
+      : count(int64_t(gridDim.x) * (kThreads / sparse.threads_per_span)),
+        number(int64_t(blockIdx.x) * (kThreads / sparse.threads_per_span) + threadIdx.x / sparse.threads_per_span),
+        lane(threadIdx.x % sparse.threads_per_span) {}
+};
+
+// What a group takes at once: of a row, of a sorted id or of a window, columns `begin` to begin + columns.
+struct Unit {
+  int64_t of, begin;
+  int columns;
+
+  __device__ __forceinline__ Unit(const SparseUpdate& sparse, int64_t number) : of(number), begin(0) {
+    if (sparse.spans > 1) {
+      of = number / sparse.spans;
+      begin = (number - of * sparse.spans) * sparse.span;
+    }
+    const int64_t left = sparse.width - begin;
+    columns = left < sparse.span ? int(left) : sparse.span;
+  }
 };
 
 template <typename I>
@@ -62,9 +117,65 @@ __global__ void __launch_bounds__(kThreads) find_rows(const __grid_constant__ Sp
   }
 }
 
+// Adds the values at `begin` to `end` of one column, or of N, to a sum, in their order. positions: null, or which rows
+// of `values` they are.
+template <int N, typename S, typename X>
+__device__ __forceinline__ void add_values(const X* values, int64_t width, const int32_t* positions, int64_t begin,
+                                           int64_t end, Pack<S, N>* sum) {
+#pragma unroll 4  // loads of several values are under way at once
+  for (int64_t i = begin; i < end; ++i) {
+    const Pack<X, N> pack = load<N>(values + (positions != nullptr ? positions[i] : i) * width);
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum->x[k] += S(widened(pack.x[k]));
+  }
+}
+
+template <typename S, typename G>
+__global__ void __launch_bounds__(kThreads) sum_windows(const __grid_constant__ SparseUpdate sparse) {
+  const Group group(sparse);
+  const int64_t units = sparse.count / kWindow * sparse.spans;
+  for (int64_t number = group.number; number < units; number += group.count) {
+    const Unit unit(sparse, number);
+    const int64_t begin = unit.of * kWindow, end = begin + kWindow;
+    if (sparse.keys[begin] != sparse.keys[end - 1] || sparse.keys[begin] >= uint64_t(sparse.rows)) continue;
+    const G* const values = reinterpret_cast<const G*>(sparse.t.g) + unit.begin;
+    S* const sums = static_cast<S*>(sparse.window_sums) + unit.of * sparse.width + unit.begin;
+    const auto take = [&](auto many) {
+      constexpr int kMany = decltype(many)::value;
+      for (int i = group.lane * kMany; i < unit.columns; i += sparse.threads_per_span * kMany) {
+        Pack<S, kMany> sum = {};
+        add_values<kMany>(values + i, sparse.width, sparse.positions, begin, end, &sum);
+        store<kMany>(sum, sums + i);
+      }
+    };
+    if (sparse.packed)
+      take(std::integral_constant<int, 16 / sizeof(S)>());
+    else
+      take(std::integral_constant<int, 1>());
+  }
+}
+
+// The sum of the values of sorted ids `begin` to `end`, which are of one row, in column `column` and N - 1 more.
+template <int N, typename S, typename G>
+__device__ __forceinline__ Pack<S, N> sum_values(const SparseUpdate& sparse, int64_t begin, int64_t end,
+                                                 int64_t column) {
+  const G* const values = reinterpret_cast<const G*>(sparse.t.g) + column;
+  const S* const sums = static_cast<const S*>(sparse.window_sums) + column;
+  const int64_t first = (begin + kWindow - 1) / kWindow, last = end / kWindow;  // the windows in between
+  Pack<S, N> sum = {};
+  if (first < last) {
+    add_values<N>(values, sparse.width, sparse.positions, begin, first * kWindow, &sum);
+    add_values<N>(sums, sparse.width, nullptr, first, last, &sum);
+    begin = last * kWindow;
+  }
+  add_values<N>(values, sparse.width, sparse.positions, begin, end, &sum);
+  return sum;
+}
+
 // norms: of each block, written where kPass computes them. made_step_size: read where kPass uses it.
 template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad, Rounding kRounding>
-__global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more, the compiler would spill registers
+__global__ void __launch_bounds__(kThreads,
+                                  sizeof(T) == 8 ? 2 : 3)  // blocks at a time: for more, registers are spilled
     update_rows(const __grid_constant__ SparseUpdate sparse, const __grid_constant__ StepSource source, Norms* norms,
                 const double* made_step_size) {
   using S = typename StateOf<T>::type;
@@ -72,37 +183,40 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3 blocks at a time: for more,
   const Formula<S> formula(step);
   const S decay = S(sparse.t.weight_decay ? step.weight_decay : 0.0);
   const S step_size = S(kPass == Pass::kApply ? *made_step_size : 1.0);
-  Norms sum = {0, 0};
-  const int groups = kThreads / sparse.threads_per_row, lane = threadIdx.x % sparse.threads_per_row;
-  const int64_t units = sparse.first != nullptr ? sparse.rows : sparse.count;
-  for (int64_t unit = int64_t(blockIdx.x) * groups + threadIdx.x / sparse.threads_per_row; unit < units;
-       unit += int64_t(gridDim.x) * groups) {
+  Norms norm = {0, 0};
+  const Group group(sparse);
+  const int64_t units = sparse.units();
+  for (int64_t number = group.number; number < units; number += group.count) {
+    const Unit unit(sparse, number);
     int64_t row, begin;
-    if (sparse.first != nullptr) {  // exact: a unit is a row, which need not be named
-      row = unit;
+    if (sparse.first != nullptr) {  // exact: a unit is of a row, which need not be named
+      row = unit.of;
       begin = sparse.first[row];
-    } else {  // lazy: a position in the sorted keys
-      if (!begins_row(sparse, unit)) continue;
-      row = int64_t(sparse.keys[unit]);
-      begin = unit;
+    } else {  // lazy: of a position in the sorted keys
+      if (!begins_row(sparse, unit.of)) continue;
+      row = int64_t(sparse.keys[unit.of]);
+      begin = unit.of;
     }
     const int64_t end = kPass != Pass::kApply ? end_of(sparse, begin, row) : begin;
-    for (int64_t column = lane; column < sparse.width; column += sparse.threads_per_row) {
-      S gradient = 0;
-      if constexpr (kPass != Pass::kApply) {
-        const G* const values = reinterpret_cast<const G*>(sparse.t.g) + column;
-#pragma unroll 4  // loads of several values are under way at once
-        for (int64_t i = begin; i < end; ++i) {
-          gradient += S(widened(values[sparse.positions[i] * sparse.width]));
-        }
+    const auto take = [&](auto many) {
+      constexpr int kMany = decltype(many)::value;
+#pragma unroll 1
+      for (int i = group.lane * kMany; i < unit.columns; i += sparse.threads_per_span * kMany) {
+        const int64_t column = unit.begin + i;
+        Pack<S, kMany> gradient = {};
+        if constexpr (kPass != Pass::kApply) gradient = sum_values<kMany, S, G>(sparse, begin, end, column);
+        const Arrays<T, S, S> arrays(sparse.t, gradient.x, step, row * sparse.width + column);
+        advance<kPass, kSquaredGradient, kAmsgrad, kRounding, kMany>(formula, decay, step_size, arrays, 0, &norm);
       }
-      const Arrays<T, S, S> arrays(sparse.t, &gradient, step, row * sparse.width + column);
-      advance<kPass, kSquaredGradient, kAmsgrad, kRounding, 1>(formula, decay, step_size, arrays, 0, &sum);
-    }
+    };
+    if (sparse.packed)
+      take(std::integral_constant<int, 16 / sizeof(S)>());
+    else
+      take(std::integral_constant<int, 1>());
   }
   if constexpr (kPass == Pass::kNorms) {
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) norms[blockIdx.x] = sum;
+    norm = block_sum(norm);
+    if (threadIdx.x == 0) norms[blockIdx.x] = norm;
   }
 }
 
@@ -116,10 +230,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+int64_t width_of(const Parameter& t, int64_t rows) { return rows > 0 ? t.size / rows : 0; }
+
 // Where things are in the scratch: each at a multiple of 16 bytes.
 struct Scratch {
   uint64_t *keys, *sorted_keys;
   int32_t *positions, *sorted_positions, *first;
+  void* window_sums;
   Norms* norms;
   double* step_size;
   void* sorting;
@@ -138,7 +255,7 @@ struct Scratch {
                                            int(count), 0, bits(rows), static_cast<cudaStream_t>(stream));
   }
 
-  Scratch(void* base, int64_t rows, int64_t count, bool exact) : sorting(nullptr), bytes(0) {
+  Scratch(void* base, int64_t rows, int64_t width, int64_t count, bool exact) : sorting(nullptr), bytes(0) {
     const auto take = [&](int64_t more) {
       const uintptr_t at = reinterpret_cast<uintptr_t>(base) + bytes;  // base is null where only the size is asked for
       bytes += (more + 15) / 16 * 16;
@@ -149,6 +266,7 @@ struct Scratch {
     positions = static_cast<int32_t*>(take(count * 4));
     sorted_positions = static_cast<int32_t*>(take(count * 4));
     first = exact ? static_cast<int32_t*>(take(rows * 4)) : nullptr;
+    window_sums = take(count / kWindow * width * int64_t(sizeof(double)));
     norms = static_cast<Norms*>(take(kMostBlocks * int64_t(sizeof(Norms))));
     step_size = static_cast<double*>(take(8));
     sorting_bytes = 0;
@@ -162,18 +280,16 @@ struct Scratch {
 
 using namespace tfav;
 
-#define TFAV_RETURN_ERROR(call) \
-  if (const cudaError_t error = (call)) return error
-
-int64_t tfav_gpu_sparse_scratch(const Parameter*, int64_t rows, int64_t ids, int exact) {
-  return Scratch(nullptr, rows, ids, exact != 0).bytes;
+int64_t tfav_gpu_sparse_scratch(const Parameter* t, int64_t rows, int64_t ids, int exact) {
+  return Scratch(nullptr, rows, width_of(*t, rows), ids, exact != 0).bytes;
 }
 
 int tfav_gpu_sparse(const Parameter* t, int64_t rows, const void* ids, int64_t count, int ids_are_int64, int exact,
                     const GpuLaunch* launch) {
   if (t->size == 0) return cudaSuccess;
   if (count > INT32_MAX) return cudaErrorInvalidValue;
-  Scratch scratch(launch->scratch, rows, count, exact != 0);
+  const int64_t width = width_of(*t, rows);
+  Scratch scratch(launch->scratch, rows, width, count, exact != 0);
   if (launch->scratch_bytes < scratch.bytes) return cudaErrorInvalidValue;
   void* const stream = launch->stream;
   if (count > 0) {
@@ -186,19 +302,30 @@ int tfav_gpu_sparse(const Parameter* t, int64_t rows, const void* ids, int64_t c
     }
     TFAV_RETURN_ERROR(scratch.sort(rows, count, stream));
   }
-  SparseUpdate sparse = {*t, rows, t->size / rows, count, scratch.sorted_keys, scratch.sorted_positions, scratch.first,
-                         1};
-  while (sparse.threads_per_row < kThreads && sparse.threads_per_row < sparse.width) sparse.threads_per_row *= 2;
+  SparseUpdate sparse = {};
+  sparse.t = *t;
+  sparse.rows = rows;
+  sparse.width = width;
+  sparse.count = count;
+  sparse.keys = scratch.sorted_keys;
+  sparse.positions = scratch.sorted_positions;
+  sparse.first = scratch.first;
+  sparse.window_sums = scratch.window_sums;
   if (exact != 0) {
     const size_t bytes = size_t(rows) * sizeof *scratch.first;
     TFAV_RETURN_ERROR(cudaMemsetAsync(scratch.first, 0, bytes, static_cast<cudaStream_t>(stream)));
     TFAV_RETURN_ERROR(launch_kernel(find_rows, blocks_for(count), stream, sparse));
   }
   const StepSource source(*launch);
-  const int64_t blocks = blocks_for(sparse.units() * sparse.threads_per_row);
   return with_types(launch->kind.variable, launch->kind.gradient, [&](auto* w, auto* g) -> cudaError_t {
     using T = std::remove_pointer_t<decltype(w)>;
     using G = std::remove_pointer_t<decltype(g)>;
+    using S = typename StateOf<T>::type;
+    constexpr int kPack = 16 / sizeof(S);
+    sparse.cut(width % kPack == 0 && aligned(*t) ? kPack : 1);
+    TFAV_RETURN_ERROR(launch_kernel(
+        sum_windows<S, G>, blocks_for(count / kWindow * sparse.spans * sparse.threads_per_span), stream, sparse));
+    const int64_t blocks = blocks_for(sparse.units() * sparse.threads_per_span);
     return with_rounding<T>(launch->kind.rounding, [&](auto rounding) -> cudaError_t {
       if (!launch->kind.trust_ratio) {
         const auto kernel = launch->kind.squared_gradient

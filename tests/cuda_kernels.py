@@ -108,9 +108,9 @@ class Kernels:
             "sparse": (parameters, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
             "squared_norm": (parameters, wide, pointer, launch),
             "copy": (pointer, pointer, wide, pointer),
-            "ready": (),
         }.items():
             setattr(self, name, self._checked(name, arguments))
+        self._ready = self._checked("ready", (ctypes.c_int,))
         for name, arguments in {
             "dense_scratch": (parameters, wide, launch),
             "sparse_scratch": (parameters, wide, wide, ctypes.c_int),
@@ -119,6 +119,9 @@ class Kernels:
             function = getattr(self.library, f"tfav_gpu_{name}")
             function.argtypes, function.restype = arguments, wide
             setattr(self, name, function)
+
+    def ready(self, device=0):
+        self._ready(device)
 
     def _checked(self, name, arguments):
         function = getattr(self.library, f"tfav_gpu_{name}")
@@ -431,11 +434,24 @@ class Variable:
         }
 
 
+def added(values):
+    """Their sum, one after the other."""
+    total = np.zeros(values.shape[1:], values.dtype)
+    for value in values:
+        total += value
+    return total
+
+
 class Checks:
     """All checks of one library with one device's memory."""
 
     def __init__(self, kernels, memory, quick=False):
         self.kernels, self.memory, self.quick = kernels, memory, quick
+        # What the kernels go by: elements of a chunk, sorted ids of a window, columns of a span, elements
+        # of a variable whose chunks are many.
+        on_cpu = isinstance(memory, OnCpu)
+        self.chunk, self.window, self.span = (512, 4, 64) if on_cpu else (4096, 128, 2048)
+        self.many = self.chunk * (16 * 8 if on_cpu else 16 * 256)
         self.rng = np.random.default_rng(1)
 
     # A step of `variables`: their arrays after it.
@@ -554,7 +570,7 @@ class Checks:
 
     def many_variables(self):
         """More than a launch takes, of all sizes, each with its own way."""
-        count = 40 if self.quick else 2500
+        count = 130 if self.quick else 2500
         for case in CASES:
             variables = [
                 Variable(self.rng, FLOAT, FLOAT, int(self.rng.integers(0, 40)), i % 3 != 0, i % 2 == 0)
@@ -626,21 +642,35 @@ class Checks:
                 ):
                     ids = np.ascontiguousarray(ids, np.int64 if kind % 2 == 1 else np.int32)
                     values = gradient.stored(self.rng.normal(size=(ids.size, width)))
-                    self.sparse_step(case, x, ids, values.reshape(ids.size, width), exact)
+                    self.sparse_step(case, x, ids, values.reshape(ids.size, width), exact, shift=kind % 3)
 
-    def sparse_step(self, case, x, ids, values, exact):
+    def summed(self, x, ids, values):
+        """Each row's values, added up in the type of the arithmetic in the order of the ids, and windows of
+        the sorted ids that are of one row on their own.
+        """
+        summed = np.zeros(x.w.shape, x.type.state.storage)
+        order = np.argsort(ids, kind="stable")
+        values = x.gradient.widened(values[order]).astype(summed.dtype)
+        for row, begin, count in zip(
+            *np.unique(ids[order], return_index=True, return_counts=True), strict=True
+        ):
+            first, last = -(-begin // self.window) * self.window, (begin + count) // self.window * self.window
+            parts = [values[begin : begin + count]]
+            if first < last:
+                windows = values[first:last].reshape(-1, self.window, values.shape[1])
+                parts = [values[begin:first], added(windows.swapaxes(0, 1)), values[last : begin + count]]
+            summed[row] = added(np.concatenate(parts))
+        return summed
+
+    def sparse_step(self, case, x, ids, values, exact, **shifts):
         rows, width = x.w.shape
         valid = (ids >= 0) & (ids < rows)
         g = np.zeros((rows, width))
         np.add.at(g, ids[valid], x.gradient.widened(values)[valid])
-        # Added up in the type of the arithmetic, in the order of the ids.
-        summed = np.zeros((rows, width), x.type.state.storage)
-        for i, value in zip(ids[valid], x.gradient.widened(values)[valid].astype(summed.dtype), strict=True):
-            summed[i] += value
+        summed = self.summed(x, ids[valid], values[valid])
         assert np.allclose(summed, g, atol=1e-4)
-        shift = int(self.rng.integers(0, 3))
         step = case.step(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
-        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, shift=shift)[0]
+        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, **shifts)[0]
         named = np.unique(ids[valid])
         whole, touched = x, np.ones(rows, bool)
         if not exact:
@@ -658,9 +688,82 @@ class Checks:
             elements = np.arange(x.w.size).reshape(x.w.shape)[touched]
             self.check_rounding(case, whole, after, expected, elements)
 
+    def wide_rows(self):
+        """Few rows of many spans; packs and not: by the width, the gradient's address, the variable's."""
+        few, wide = (3, 9 * self.span) if self.quick else (8, 100 * self.span)
+        pairs = [(FLOAT, FLOAT, NEAREST), (DOUBLE, DOUBLE, NEAREST), (BFLOAT16, FLOAT, MASTER)]
+        cases = [CASES[i] for i in (0, 1, 3, 4)]
+        for case, (type_, gradient, rounding) in itertools.product(cases, pairs):
+            for width, exact in itertools.product((wide, wide + 2, wide - 7), (False, True)):
+                x = Variable(self.rng, type_, gradient, (few, width), rounding=rounding, stream=5)
+                x.g = x.g[:0]
+                ids = np.array([few - 1, 0, few - 1, few])
+                values = gradient.stored(self.rng.normal(size=(ids.size, width)))
+                for shifts in {}, {"shift": 1}, {"shifts": [(0, 0, 1, 0, 0, 0)]}:
+                    self.sparse_step(case, x, ids, values, exact, **shifts)
+
+    def hot_id(self):
+        """One id that is named more often than any other: alone, among others, and one that no row has."""
+        count = 103 if self.quick else 100_003
+        for case, (type_, gradient) in itertools.product((CASES[0], CASES[4]), PAIRS):
+            for width, exact in itertools.product((3, self.span + 8), (False, True)):
+                x = Variable(self.rng, type_, gradient, (7, width))
+                x.g = x.g[:0]
+                mixed = np.where(self.rng.uniform(size=count) < 0.9, 2, self.rng.integers(0, 7, count))
+                for ids in np.full(count, 3), mixed, np.where(mixed == 2, 7, mixed):
+                    values = gradient.stored(self.rng.integers(-8, 9, (count, width)) / 8)
+                    self.sparse_step(case, x, ids, values, exact)
+
+    def many_chunks(self):
+        """LAMB, and the norm, of variables whose chunks are summed by more than one block, beside others."""
+        for type_ in FLOAT, DOUBLE:
+            sizes = [700, self.many + 17, 5, 2 * self.chunk + 1]
+            variables = [Variable(self.rng, type_, type_, size) for size in sizes]
+            for x in variables:  # so that no chunk's norm is like another's
+                x.w = type_.stored(x.w * np.exp(3 * np.sin(np.arange(x.w.size) * 20 / x.w.size)))
+            self.dense_step(CASES[4], variables, 2, 0.125, 0.25, 1.0)
+
+    def old_driver(self):
+        """One that takes fewer variables in a launch. Only the stand-in's version can be set."""
+        if not isinstance(self.memory, OnCpu):
+            print("       not run: the driver is what it is")
+            return
+        driver = ctypes.c_int.in_dll(self.kernels.library, "cuda_on_cpu_driver")
+        newest, driver.value = driver.value, 12000
+        try:
+            self.many_variables()
+            self.many_chunks()
+            self.squared_norm()
+            self.wide_rows()
+        finally:
+            driver.value = newest
+
+    def devices(self):
+        """Each is asked by its number, and the caller's stays. Of the stand-in's two, one has kernels."""
+        on_cpu = isinstance(self.memory, OnCpu)
+        self.kernels.ready(0)
+        wrong = {1: "no kernel image", 2: "invalid device"} if on_cpu else {1000: "invalid device"}
+        for number, message in wrong.items():
+            said = ""
+            try:
+                self.kernels.ready(number)
+            except RuntimeError as error:
+                said = str(error)
+            if message not in said:
+                raise AssertionError(f"of device {number}: {said!r}, not {message!r}")
+        if on_cpu:
+            assert self.kernels.library.cuda_on_cpu_device() == 0, "the caller's device is another now"
+
     def squared_norm(self):
         for type_ in (HALF, BFLOAT16, FLOAT, DOUBLE):
-            for sizes in ([5], [0], [0, 1, 17, 512, 40000], [3] * (30 if self.quick else 1200)):
+            sizes_of_many = [3, self.many + 9, 3 * self.chunk]
+            for sizes in (
+                [5],
+                [0],
+                [0, 1, 17, 512, 40000],
+                [3] * (130 if self.quick else 1200),
+                sizes_of_many,
+            ):
                 variables = [Variable(self.rng, type_, type_, size) for size in sizes]
                 arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
                 tensors = (Parameter * len(sizes))(
@@ -731,7 +834,7 @@ class Checks:
         step = Launch(case.kind(x), False, scalars.address, None, 0, self.memory.stream)
         first = ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if on_cpu else None
         if first is not None:
-            first.value = 2**31 // 512
+            first.value = 2**31 // self.chunk
         self.kernels.dense(tensors, 1, step)
         if first is not None:
             first.value = 0
@@ -748,8 +851,13 @@ class Checks:
             self.magnitudes,
             self.special_values,
             self.sparse,
+            self.wide_rows,
+            self.hot_id,
             self.empty_rows,
+            self.many_chunks,
             self.squared_norm,
+            self.old_driver,
+            self.devices,
             self.errors,
             self.copy,
             self.huge,

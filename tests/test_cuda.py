@@ -47,9 +47,14 @@ def output_of(*command, **environment):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def kernels_on_cpu(tmp_path_factory):
+    return cuda_kernels.build(tmp_path_factory.mktemp("kernels"), on_cpu=True)
+
+
 @needs_compiler
-def test_the_kernels_against_the_oracle(tmp_path):
-    kernels = cuda_kernels.Kernels(cuda_kernels.build(tmp_path, on_cpu=True))
+def test_the_kernels_against_the_oracle(kernels_on_cpu):
+    kernels = cuda_kernels.Kernels(kernels_on_cpu)
     cuda_kernels.Checks(kernels, cuda_kernels.OnCpu(), quick=True).all()
 
 
@@ -121,9 +126,30 @@ def test_the_built_library_has_them():
 @needs_nvcc
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
 def test_without_a_gpu_the_library_says_why():
-    assert "CUDA says: " in _library.gpu_reason()
+    assert _library.gpu_reason() == "TensorFlow sees no GPU"
     assert f"GPU kernels: {cuda()}" in fused.status()
-    assert "GPU: CUDA says: " in fused.status()
+    assert "GPU: TensorFlow sees no GPU" in fused.status()
+    assert "CUDA says of its device 3: " in _library._gpu_reason((3,))
+
+
+@needs_compiler
+def test_the_visible_gpus_are_asked(kernels_on_cpu, monkeypatch):
+    """Of the stand-in's two, only the first has kernels."""
+    found = _library.found()._replace(library=kernels_on_cpu)
+    monkeypatch.setattr(_library, "found", lambda: found)
+    gpus = ["first", "second"]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    for visible, reason in {
+        ("first",): "",
+        ("second",): "device 1: no kernel image is available",
+        ("first", "second"): "device 1: no kernel image is available",
+        (): "TensorFlow sees no GPU",
+    }.items():
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, visible=visible: visible)
+        _library._gpu_reason.cache_clear()
+        assert reason in _library.gpu_reason()
+        assert bool(reason) == bool(_library.gpu_reason())
+    _library._gpu_reason.cache_clear()
 
 
 def test_a_library_without_them_says_so(monkeypatch):
@@ -132,7 +158,7 @@ def test_a_library_without_them_says_so(monkeypatch):
     monkeypatch.setattr(_library, "found", lambda: without)
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda path: object())
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
-        _library.gpu_reason.__wrapped__()
+        _library._gpu_reason.__wrapped__((0,))
     )
 
 

@@ -1,6 +1,6 @@
-// As much of CUDA as the kernels need, on a CPU: each thread of a block is a thread of the host, the blocks come one after
-// the other. With it a C++ compiler turns the .cu files, as they are, into a library that computes what they compute on
-// a GPU, slowly, and that the sanitizers understand: a missing __syncthreads is a race to ThreadSanitizer.
+// As much of CUDA as the kernels need, on a CPU: each thread of a block is a thread of the host, the blocks come one
+// after the other. With it a C++ compiler turns the .cu files, as they are, into a library that computes what they
+// compute on a GPU, slowly, and that the sanitizers understand: a missing __syncthreads is a race to ThreadSanitizer.
 
 #ifndef CUDA_ON_CPU_CUDA_RUNTIME_H_
 #define CUDA_ON_CPU_CUDA_RUNTIME_H_
@@ -10,15 +10,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-// Little of everything, so that small arrays have many chunks and a few variables are several batches.
+// Little of everything, so that small arrays have many chunks, a few variables are several batches, narrow rows have
+// several spans, and a few ids are several windows.
 #define TFAV_THREADS 8
 #define TFAV_CHUNK 512
-#define TFAV_BATCH 3
+#define TFAV_BATCH 60
+#define TFAV_SMALL_BATCH 3
 #define TFAV_MOST_BLOCKS 5
+#define TFAV_SPAN 64
+#define TFAV_WINDOW 4
 
 #define CUDART_VERSION 12010
 #define __global__
@@ -33,11 +38,26 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorNotSupported = 801,
 };
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess             ? "no error"
-         : error == cudaErrorInvalidValue ? "invalid argument"
-                                          : "invalid configuration argument";
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
+    case cudaErrorNotSupported:
+      return "operation not supported";
+  }
+  return "unrecognized error code";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
@@ -54,16 +74,34 @@ struct cudaLaunchConfig_t {
   size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
-struct cudaFuncAttributes {};
 
-template <typename F>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F*) {
+// What a test sets, and reads.
+#define CUDA_ON_CPU_EXPORT inline __attribute__((visibility("default"), used))
+extern "C" {
+// The blocks before this one are not run: of arrays too large for the host, a part.
+CUDA_ON_CPU_EXPORT int64_t cuda_on_cpu_first_block = 0;
+// The driver's: before 12.1 it launches no kernel whose parameters are more than 4,096 bytes.
+CUDA_ON_CPU_EXPORT int cuda_on_cpu_driver = 13000;
+// The device of the calling thread. There are two, and only number 0 has kernels.
+CUDA_ON_CPU_EXPORT thread_local int cuda_on_cpu_current_device = 0;
+CUDA_ON_CPU_EXPORT int cuda_on_cpu_device() { return cuda_on_cpu_current_device; }
+}
+
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = cuda_on_cpu_driver;
   return cudaSuccess;
 }
 
-// A test sets it to run the blocks from this one on alone: of arrays too large for the host, a part.
-extern "C" {
-inline __attribute__((visibility("default"), used)) int64_t cuda_on_cpu_first_block = 0;
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
+  cuda_on_cpu_current_device = device;
+  return cudaSuccess;
+}
+
+struct cudaFuncAttributes {};
+template <typename F>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F*) {
+  return cuda_on_cpu_current_device == 0 ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 
 namespace cuda_on_cpu {
@@ -79,6 +117,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments&&... arguments) {
   const unsigned threads = config->blockDim.x, blocks = config->gridDim.x;
   if (threads == 0 || blocks == 0) return cudaErrorInvalidConfiguration;
+  size_t bytes = 0;
+  for (const size_t parameter : {sizeof(Parameters)...}) bytes += parameter;
+  if (bytes > (cuda_on_cpu_driver < 12010 ? 4096 : 32764)) return cudaErrorNotSupported;
   const std::lock_guard<std::mutex> lock(cuda_on_cpu::launching);
   pthread_barrier_init(&cuda_on_cpu::barrier, nullptr, threads);
   std::vector<std::thread> running;

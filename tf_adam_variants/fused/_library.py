@@ -59,9 +59,17 @@ def reason() -> str:
     return found().reason
 
 
-@functools.cache
 def gpu_reason() -> str:
-    """Why the ops cannot run on this process's GPUs; '' where they can."""
+    """Why the ops cannot run on the GPUs that TensorFlow sees; '' where they can."""
+    visible = tf.config.get_visible_devices("GPU")
+    # TensorFlow numbers all GPUs as CUDA does, and only those that are made visible as GPU:0, GPU:1, ...
+    devices = (i for i, gpu in enumerate(tf.config.list_physical_devices("GPU")) if gpu in visible)
+    return _gpu_reason(tuple(devices))
+
+
+@functools.cache
+def _gpu_reason(devices: tuple[int, ...]) -> str:
+    """The same of CUDA's devices of these numbers. No other gets a context, which takes its memory."""
     _, library, build, reason = found()
     if library is None or build is None:
         return reason
@@ -72,10 +80,11 @@ def gpu_reason() -> str:
             "`python -m tf_adam_variants.fused build` builds them"
         )
     functions.tfav_gpu_error.restype = ctypes.c_char_p
-    error = functions.tfav_gpu_ready()
-    if not error:
-        return ""
-    return f"CUDA says: {functions.tfav_gpu_error(error).decode()}. The op's kernels are for {build.cuda}"
+    for device in devices:
+        if error := functions.tfav_gpu_ready(device):
+            said = functions.tfav_gpu_error(error).decode()
+            return f"CUDA says of its device {device}: {said}. The op's kernels are for {build.cuda}"
+    return "" if devices else "TensorFlow sees no GPU"
 
 
 def found() -> Found:
