@@ -47,6 +47,10 @@ def nvcc():
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
+class Missing(Exception):
+    """Something that this machine lacks. The message says what."""
+
+
 def build(folder, on_cpu=False, flags=()):
     """The kernels as a library of their own."""
     library = Path(folder, "kernels.so")
@@ -160,6 +164,8 @@ class WithTorch:
     def __init__(self):
         import torch
 
+        if not torch.cuda.is_available():
+            raise Missing(f"PyTorch {torch.__version__} finds no GPU")
         self.torch = torch
         self.name = torch.cuda.get_device_name()
         self.stream = torch.cuda.current_stream().cuda_stream
@@ -186,6 +192,8 @@ class WithCupy:
     def __init__(self):
         import cupy
 
+        if not cupy.is_available():
+            raise Missing(f"CuPy {cupy.__version__} finds no GPU")
         self.cupy = cupy
         self.name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
         self.stream = cupy.cuda.get_current_stream().ptr
@@ -204,11 +212,19 @@ class WithCupy:
     write = staticmethod(lambda buffer, data: buffer.set(data))
 
 
-def on_gpu():
-    try:
-        return WithTorch()
-    except ImportError:
-        return WithCupy()
+def on_gpu(built):
+    """Missing where there is no GPU for the kernels, or they are not built and cannot be."""
+    if not built and nvcc() is None:
+        raise Missing("CUDA's nvcc is neither on the PATH nor in /usr/local/cuda/bin")
+    reasons = []
+    for memory in WithTorch, WithCupy:
+        try:
+            return memory()
+        except ImportError:
+            continue
+        except Missing as missing:
+            reasons.append(str(missing))
+    raise Missing(" and ".join(reasons) or "there is neither PyTorch nor CuPy, for the GPU's memory")
 
 
 class Type(NamedTuple):
@@ -962,16 +978,24 @@ def main(arguments=None):
     parser.add_argument("--flag", action="append", default=[], help="one more for the compiler")
     parser.add_argument("--rounds", type=int, default=31)
     parsed = parser.parse_args(arguments)
+    try:
+        memory = OnCpu() if parsed.on_cpu else on_gpu(parsed.library)
+    except Missing as missing:
+        message = (
+            f"The kernels cannot run on a GPU here: {missing}. `check --on-cpu` needs a C++ compiler alone."
+        )
+        print(message, file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flag))
         kernels.ready()
         if parsed.what == "bench":
             bench(kernels, parsed.rounds)
-            return
-        memory = OnCpu() if parsed.on_cpu else on_gpu()
+            return 0
         print(f"The kernels on {memory.name}")
         Checks(kernels, memory, parsed.quick).all(parsed.without)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,45 @@ def kernels_on_cpu(tmp_path_factory):
 def test_the_kernels_against_the_oracle(kernels_on_cpu):
     kernels = cuda_kernels.Kernels(kernels_on_cpu)
     cuda_kernels.Checks(kernels, cuda_kernels.OnCpu(), quick=True).all()
+
+
+def module(name, available):
+    """One that finds a GPU, or not."""
+    made = types.ModuleType(name)
+    made.__version__, made.is_available = "1.0", lambda: available
+    made.cuda = made
+    return made
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "torch", "cupy", "reason"),
+    [
+        (None, None, None, "CUDA's nvcc is neither on the PATH nor in /usr/local/cuda/bin"),
+        ("nvcc", None, None, "there is neither PyTorch nor CuPy, for the GPU's memory"),
+        ("nvcc", module("torch", False), None, "PyTorch 1.0 finds no GPU"),
+        ("nvcc", None, module("cupy", False), "CuPy 1.0 finds no GPU"),
+        ("nvcc", module("torch", False), module("cupy", False), "PyTorch 1.0 finds no GPU and CuPy 1.0"),
+    ],
+)
+def test_what_the_checks_on_a_gpu_lack(nvcc, torch, cupy, reason, monkeypatch, capsys):
+    monkeypatch.setattr(cuda_kernels, "nvcc", lambda: nvcc)
+    monkeypatch.setitem(sys.modules, "torch", torch)  # None: it cannot be imported
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert cuda_kernels.main(["check"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert f": {reason}" in err
+    assert "`check --on-cpu`" in err
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_the_checks_on_a_gpu_end_with_a_sentence():
+    command = [sys.executable, TESTS / "cuda_kernels.py", "check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("The kernels cannot run on a GPU here: ")
+    assert done.stderr.count("\n") == 1
 
 
 @needs_compiler
