@@ -173,9 +173,9 @@ __device__ __forceinline__ Pack<S, N> sum_values(const SparseUpdate& sparse, int
 }
 
 // norms: of each block, written where kPass computes them. made_step_size: read where kPass uses it.
+// Bounds of so many blocks at a time: for more, the compiler would spill registers.
 template <typename T, typename G, Pass kPass, bool kSquaredGradient, bool kAmsgrad, Rounding kRounding>
-__global__ void __launch_bounds__(kThreads,
-                                  sizeof(T) == 8 ? 2 : 3)  // blocks at a time: for more, registers are spilled
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     update_rows(const __grid_constant__ SparseUpdate sparse, const __grid_constant__ StepSource source, Norms* norms,
                 const double* made_step_size) {
   using S = typename StateOf<T>::type;

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,54 +47,10 @@ def output_of(*command, **environment):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def kernels_on_cpu(tmp_path_factory):
-    return cuda_kernels.build(tmp_path_factory.mktemp("kernels"), on_cpu=True)
-
-
 @needs_compiler
-def test_the_kernels_against_the_oracle(kernels_on_cpu):
-    kernels = cuda_kernels.Kernels(kernels_on_cpu)
+def test_the_kernels_against_the_oracle(tmp_path):
+    kernels = cuda_kernels.Kernels(cuda_kernels.build(tmp_path, on_cpu=True))
     cuda_kernels.Checks(kernels, cuda_kernels.OnCpu(), quick=True).all()
-
-
-def module(name, available):
-    """One that finds a GPU, or not."""
-    made = types.ModuleType(name)
-    made.__version__, made.is_available = "1.0", lambda: available
-    made.cuda = made
-    return made
-
-
-@pytest.mark.parametrize(
-    ("nvcc", "torch", "cupy", "reason"),
-    [
-        (None, None, None, "CUDA's nvcc is neither on the PATH nor in /usr/local/cuda/bin"),
-        ("nvcc", None, None, "there is neither PyTorch nor CuPy, for the GPU's memory"),
-        ("nvcc", module("torch", False), None, "PyTorch 1.0 finds no GPU"),
-        ("nvcc", None, module("cupy", False), "CuPy 1.0 finds no GPU"),
-        ("nvcc", module("torch", False), module("cupy", False), "PyTorch 1.0 finds no GPU and CuPy 1.0"),
-    ],
-)
-def test_what_the_checks_on_a_gpu_lack(nvcc, torch, cupy, reason, monkeypatch, capsys):
-    monkeypatch.setattr(cuda_kernels, "nvcc", lambda: nvcc)
-    monkeypatch.setitem(sys.modules, "torch", torch)  # None: it cannot be imported
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert cuda_kernels.main(["check"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert f": {reason}" in err
-    assert "`check --on-cpu`" in err
-
-
-@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
-def test_the_checks_on_a_gpu_end_with_a_sentence():
-    command = [sys.executable, TESTS / "cuda_kernels.py", "check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("The kernels cannot run on a GPU here: ")
-    assert done.stderr.count("\n") == 1
 
 
 @needs_compiler
@@ -166,30 +121,32 @@ def test_the_built_library_has_them():
 @needs_nvcc
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
 def test_without_a_gpu_the_library_says_why():
-    assert _library.gpu_reason() == "TensorFlow sees no GPU"
+    assert "CUDA says of GPU 0: " in _library.gpu_reason()
     assert f"GPU kernels: {cuda()}" in fused.status()
-    assert "GPU: TensorFlow sees no GPU" in fused.status()
-    assert "CUDA says of its device 3: " in _library._gpu_reason((3,))
+    assert "GPU: CUDA says of GPU 0: " in fused.status()
 
 
-@needs_compiler
-def test_the_visible_gpus_are_asked(kernels_on_cpu, monkeypatch):
-    """Of the stand-in's two, only the first has kernels."""
-    found = _library.found()._replace(library=kernels_on_cpu)
-    monkeypatch.setattr(_library, "found", lambda: found)
-    gpus = ["first", "second"]
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
-    for visible, reason in {
-        ("first",): "",
-        ("second",): "device 1: no kernel image is available",
-        ("first", "second"): "device 1: no kernel image is available",
-        (): "TensorFlow sees no GPU",
-    }.items():
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, visible=visible: visible)
-        _library._gpu_reason.cache_clear()
-        assert reason in _library.gpu_reason()
-        assert bool(reason) == bool(_library.gpu_reason())
-    _library._gpu_reason.cache_clear()
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_cuda_is_asked_for_the_gpu_that_is_visible(monkeypatch):
+    class Ready:
+        def __init__(self, path):
+            self.tfav_gpu_error = lambda error: b"no kernel image"
+            self.tfav_gpu_ready = lambda device: 209 if device == 1 else 0
+
+    monkeypatch.setattr(_library.ctypes, "CDLL", Ready)
+    for number, reason in (0, ""), (1, "CUDA says of GPU 1: no kernel image"), (2, ""):
+        device = tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU")
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, device=device: [device])
+        assert _library.gpu_reason.__wrapped__().startswith(reason or "\n") == bool(reason)
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_the_program_says_what_is_missing():
+    for what in ("check", "bench"):
+        command = [sys.executable, TESTS / "cuda_kernels.py", what]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert re.fullmatch(r"The kernels cannot run: .*`check --on-cpu` needs only.*\n", done.stderr)
 
 
 def test_a_library_without_them_says_so(monkeypatch):
@@ -198,7 +155,7 @@ def test_a_library_without_them_says_so(monkeypatch):
     monkeypatch.setattr(_library, "found", lambda: without)
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda path: object())
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
-        _library._gpu_reason.__wrapped__((0,))
+        _library.gpu_reason.__wrapped__()
     )
 
 

@@ -84,6 +84,7 @@ def entry(folder, contents=b"a library", **changes):
         "",
         "now",
         "none",
+        "",
     )
     (folder / "build.json").write_text(json.dumps(build._replace(**changes)._asdict()))
     return library
@@ -442,9 +443,9 @@ def test_where_there_is_nvcc_kernels_for_gpus_are_compiled(stand_in, capsys):
     build = _library.checked(folder)
     assert build.cuda == told
     assert "-gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90" in build.flags
-    assert cli.main(["build", "--cuda-arch", "100a,75"]) == 0
-    assert "kernels for GPUs: 75, 100a and PTX of 100a" in capsys.readouterr().out
-    assert cli.main(["build", "--no-cuda"]) == 0
+    assert cli.main(["build", "--keep", "--cuda-arch", "100,75,100"]) == 0
+    assert "kernels for GPUs: 75, 100 and PTX of 100" in capsys.readouterr().out
+    assert cli.main(["build", "--keep", "--no-cuda"]) == 0
     assert "kernels for GPUs: none (--no-cuda)" in capsys.readouterr().out
     assert len(entries()) == 3
 
@@ -454,7 +455,7 @@ def test_the_library_asked_for_last_is_used(stand_in, capsys, monkeypatch):
     monkeypatch.setattr(_library, "_open", lambda library: "ops")
     with_cuda = _build.build()
     os.utime(with_cuda, (1000, 1000))
-    without = _build.build(cuda=False)
+    without = _build.build(cuda=False, keep=True)
     assert search().library.parent == without
     os.utime(without, (2000, 2000))
     _build.build()
@@ -504,11 +505,112 @@ def test_options_that_exclude_each_other(capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "sm_80", "80;90", "80,", "native"])
+@pytest.mark.parametrize("text", ["", "sm_80", "80;90", "80,", "native", "90a", "80,100f"])
 def test_architectures_that_are_none(capsys, text):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["build", "--cuda-arch", text])
-    assert f"must be like 80,90. Received: {text!r}" in capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.split())
+    assert "must be numbers, like 80,90" in error
+    assert f"Received: {text!r}" in error
+
+
+# -- what is left in the cache ---------------------------------------------------------------------------
+
+
+def test_what_a_build_replaces_is_removed(stand_in, capsys, monkeypatch, tmp_path):
+    """Libraries for this TensorFlow of the same installation, or of one that is gone; with --keep none."""
+    stand_in()
+    sources, gone = str(_library.sources()), str(tmp_path / "gone")
+    version = tf.__version__
+    for name, built_in in {
+        f"tf{version}-ours": sources,
+        f"tf{version}-of one that is gone": gone,
+        f"tf{version}-another's": str(tmp_path),
+        "tf1.15.0-ours": sources,
+    }.items():
+        entry(_library.cache() / name, sources="others", built_in=built_in)
+    (_library.cache() / ".building-now").mkdir()
+    old = _library.cache() / ".building-of a killed process"
+    old.mkdir()
+    os.utime(old, (1000, 1000))
+
+    before = entries()
+    with monkeypatch.context() as patch:
+        patch.setattr(_build, "_LINK", [*_build._LINK, "-another-flag"])
+        assert cli.main(["build", "--keep"]) == 0
+    (kept,) = set(entries()) - set(before)
+    assert cli.main(["build"]) == 0
+    made = _build.build().name
+    left = {made, f"tf{version}-another's", "tf1.15.0-ours", ".building-now"}
+    assert set(entries()) == left
+    printed = capsys.readouterr().out
+    for name in (kept, f"tf{version}-ours", f"tf{version}-of one that is gone", old.name):
+        assert f"Removed {_library.cache() / name}" in printed
+
+
+PATHS = {
+    "the cache": lambda library: library.parents[1],
+    "its folder": lambda library: library.parent,
+    "the library": lambda library: library,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_others_can_write_is_not_loaded(opened, path):
+    library = entry_in_cache()
+    suspect = PATHS[path](library)
+    mode = suspect.stat().st_mode & 0o755
+    for more in (0o020, 0o002):
+        suspect.chmod(mode | more)
+        found = search()
+        assert (found.ops, opened) == (None, [])
+        assert f"others may write {suspect} (mode {mode | more:o}). `chmod go-w {suspect}`" in found.reason
+    suspect.chmod(mode)
+    assert search().library == library
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_belongs_to_another_user_is_not_loaded(opened, path, monkeypatch):
+    library = entry_in_cache()
+    suspect, user = PATHS[path](library), os.geteuid()
+    if user == 0:
+        os.chown(suspect, 1234, -1)
+        owner = 1234
+    else:  # who is not root cannot give files away, but can be told to be another
+        monkeypatch.setattr(os, "geteuid", lambda: 1234)
+        owner, user = user, 1234
+    found = search()
+    assert (found.ops, opened) == (None, [])
+    assert f"belongs to user {owner}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE" in found.reason
+
+
+def test_a_wheels_own_library_is_loaded_as_the_package_is(opened, tmp_path):
+    """Who can write there can write the package's Python, too; conda's environments are often a group's."""
+    library = entry(tmp_path / "package" / "lib")
+    library.parent.chmod(0o775)
+    assert search().library == library
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_what_is_built_is_loaded_whatever_the_umask(stand_in, monkeypatch, umask):
+    stand_in()
+    monkeypatch.setattr(_library, "_open", lambda library: "ops")
+    before = os.umask(umask)
+    try:
+        folder = _build.build()
+    finally:
+        os.umask(before)
+    assert search().library == folder / _library.NAME
+
+
+def test_a_cache_that_others_can_write_is_not_built_in(stand_in, capsys):
+    stand_in()
+    _library.cache().mkdir()
+    _library.cache().chmod(0o777)
+    assert cli.main(["build"]) == 1
+    assert f"`chmod go-w {_library.cache()}`" in capsys.readouterr().err
+    _library.cache().chmod(0o755)
+    assert cli.main(["build"]) == 0
 
 
 # -- telling ---------------------------------------------------------------------------------------------

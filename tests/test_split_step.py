@@ -355,6 +355,18 @@ def test_without_the_op_the_step_stays_keras(monkeypatch, caplog):
     model.fit(X, Y, verbose=0)
 
 
+def test_with_a_layer_that_xla_cannot_compile_the_step_stays_keras(caplog):
+    """As in Keras, which takes no XLA for it; the op takes the step without."""
+    words = keras.layers.TextVectorization(20, output_sequence_length=2, name="words")
+    words.adapt(["a b", "c d"])
+    model = keras.Sequential([keras.Input((), dtype="string"), words, keras.layers.Embedding(20, 1)])
+    model.compile(tav.LAMB(fused=True), "mse")
+    with caplog.at_level(logging.WARNING, LOGGER):
+        tav.fused.split_step(model)
+    assert "as words has" in caplog.messages[0]
+    model.fit(tf.constant(["a b", "c d"]), np.zeros((2, 2, 1)), verbose=0)
+
+
 def test_a_step_under_xla_mentions_it_once(caplog):
     compiled_op._log_once.cache_clear()
 

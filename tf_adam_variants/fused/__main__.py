@@ -12,8 +12,11 @@ from tf_adam_variants.fused import _build
 
 
 def _architectures(text: str) -> tuple[str, ...]:
-    if not re.fullmatch(r"\d+[af]?(,\d+[af]?)*", text):
-        raise argparse.ArgumentTypeError(f"must be like 80,90. Received: {text!r}")
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(
+            "must be numbers, like 80,90, without a letter: the kernels use nothing that only one GPU has, "
+            f"and 90 serves for 90a. Received: {text!r}"
+        )
     return tuple(text.split(","))
 
 
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     build = commands.add_parser("build", help="compile the op", description=about)
     build.add_argument("--force", action="store_true", help="even if it is built already")
+    build.add_argument(
+        "--keep", action="store_true", help="leave the libraries that this installation built before"
+    )
     gpus = build.add_mutually_exclusive_group()
     gpus.add_argument("--no-cuda", action="store_true", help="without the kernels for GPUs")
     gpus.add_argument(
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(fused.status())
         return 0 if fused.is_available() else 1
     try:
-        _build.build(parsed.force, not parsed.no_cuda, parsed.cuda_arch)
+        _build.build(parsed.force, not parsed.no_cuda, parsed.cuda_arch, parsed.keep)
     except (RuntimeError, OSError) as error:
         print(f"Not built. {error}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 """The compiled library: where it may be, whether it fits, and loading it once.
 
 A library is a folder with a shared object and a `build.json` that describes how it was made. Nothing is read
-before `load()` is called, and nothing is loaded that is damaged or was built for another TensorFlow or from
-other sources.
+before `load()` is called, and nothing is loaded that is damaged, was built for another TensorFlow or from
+other sources, or lies in the cache where somebody else can write.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import stat
 import sysconfig
 import threading
 from pathlib import Path
@@ -38,6 +39,7 @@ class Build(NamedTuple):
     flags: str
     time: str
     cuda: str  # the architectures of its kernels for GPUs, or why it has none
+    built_in: str  # the folder of the sources
 
 
 class Found(NamedTuple):
@@ -59,17 +61,9 @@ def reason() -> str:
     return found().reason
 
 
-def gpu_reason() -> str:
-    """Why the ops cannot run on the GPUs that TensorFlow sees; '' where they can."""
-    visible = tf.config.get_visible_devices("GPU")
-    # TensorFlow numbers all GPUs as CUDA does, and only those that are made visible as GPU:0, GPU:1, ...
-    devices = (i for i, gpu in enumerate(tf.config.list_physical_devices("GPU")) if gpu in visible)
-    return _gpu_reason(tuple(devices))
-
-
 @functools.cache
-def _gpu_reason(devices: tuple[int, ...]) -> str:
-    """The same of CUDA's devices of these numbers. No other gets a context, which takes its memory."""
+def gpu_reason() -> str:
+    """Why the ops cannot run on this process's GPUs; '' where they can."""
     _, library, build, reason = found()
     if library is None or build is None:
         return reason
@@ -80,11 +74,13 @@ def _gpu_reason(devices: tuple[int, ...]) -> str:
             "`python -m tf_adam_variants.fused build` builds them"
         )
     functions.tfav_gpu_error.restype = ctypes.c_char_p
-    for device in devices:
+    # "/physical_device:GPU:1" is CUDA's number 1, also where TensorFlow is shown no other.
+    visible = [int(device.name.rpartition(":")[2]) for device in tf.config.get_visible_devices("GPU")]
+    for device in visible or [0]:
         if error := functions.tfav_gpu_ready(device):
-            said = functions.tfav_gpu_error(error).decode()
-            return f"CUDA says of its device {device}: {said}. The op's kernels are for {build.cuda}"
-    return "" if devices else "TensorFlow sees no GPU"
+            message = functions.tfav_gpu_error(error).decode()
+            return f"CUDA says of GPU {device}: {message}. The op's kernels are for {build.cuda}"
+    return ""
 
 
 def found() -> Found:
@@ -122,9 +118,27 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tf_adam_variants"
 
 
+def check_nobody_else_writes(path: Path) -> None:
+    """Raise a ValueError where somebody but this user and root may have written a file or folder."""
+    is_of, mode, user = path.stat().st_uid, stat.S_IMODE(path.stat().st_mode), os.geteuid()
+    if is_of not in (0, user):
+        raise ValueError(
+            f"{path} belongs to user {is_of}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE to a "
+            "folder of your own, and build there"
+        )
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(f"others may write {path} (mode {mode:o}). `chmod go-w {path}` ends that")
+
+
 def checked(folder: Path) -> Build:
-    """The description of the library in this folder. ValueError unless it fits and is whole."""
+    """The description of the library in this folder. ValueError unless it fits, is whole, and is the user's.
+
+    It is not asked whose a wheel's own folder is: who can write there can write this file, too.
+    """
     try:
+        if folder != _HERE / "lib":
+            for path in (folder.parent, folder, folder / NAME):
+                check_nobody_else_writes(path)
         build = Build(**json.loads((folder / "build.json").read_text()))
         if build.tensorflow != tf.__version__:
             raise ValueError(f"it was built for TensorFlow {build.tensorflow}; this is {tf.__version__}")

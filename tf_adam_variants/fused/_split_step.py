@@ -23,7 +23,9 @@ def split_step(model: keras.Model) -> None:
     `predict`, saving and loading are untouched. `model.compile` undoes it; a loaded model has to be split
     again.
 
-    Where the op is not built or cannot be loaded, the training step stays Keras's, and a log line says why.
+    The training step stays Keras's, and a log line says why, where the op is not built or cannot be loaded,
+    and where XLA cannot compile a layer (`supports_jit=False`, as of `TextVectorization`): Keras does without
+    it then, and the op takes the step.
 
     Args:
         model: a compiled `keras.Model` with Keras's own `train_step` and an optimizer of this package, also
@@ -44,7 +46,7 @@ def split_step(model: keras.Model) -> None:
         True
     """
     _check(model)
-    if reason := _reason_against():
+    if reason := _reason_against(model):
         logging.getLogger("tf_adam_variants").warning(
             "split_step leaves the training step as it is: %s", reason
         )
@@ -140,8 +142,11 @@ def _optimizers(optimizer: Any) -> list[Any]:
     return [optimizer] if inner is None else [optimizer, *_optimizers(inner)]
 
 
-def _reason_against() -> str:
-    """Why the op cannot be used in this process; '' where it can."""
+def _reason_against(model: keras.Model) -> str:
+    """Why the step would not be better split; '' where it would."""
+    # Keras's private list, with the layers of layers, by which it decides for `jit_compile="auto"`.
+    if without := [layer.name for layer in model._flatten_layers() if not layer.supports_jit]:
+        return f"XLA compiles no layer with supports_jit=False, as {without[0]} has"
     if not _library.load():
         return _library.reason()
     return _library.gpu_reason() if tf.config.list_logical_devices("GPU") else ""
