@@ -650,16 +650,41 @@ class Checks:
                     values = gradient.stored(self.rng.normal(size=(ids.size, width)))
                     self.sparse_step(case, x, ids, values.reshape(ids.size, width), exact)
 
-    def sparse_step(self, case, x, ids, values, exact):
+    def wide_rows(self):
+        """Few rows of many spans, in packs and not: by the width, the gradient's address, a variable's."""
+        few, wide = (3, 9 * 64) if self.quick else (8, 100 * 2048)
+        pairs = [(FLOAT, FLOAT, NEAREST), (DOUBLE, DOUBLE, NEAREST), (BFLOAT16, FLOAT, MASTER)]
+        for case, (type_, gradient, rounding) in itertools.product([CASES[i] for i in (0, 1, 3, 4)], pairs):
+            for width, exact in itertools.product((wide, wide + 2, wide - 7), (False, True)):
+                x = Variable(self.rng, type_, gradient, (few, width), rounding=rounding, stream=5)
+                x.g = x.g[:0]
+                ids = np.array([few - 1, 0, few - 1, few])
+                values = gradient.stored(self.rng.normal(size=(ids.size, width)))
+                for shifts in {"shift": 0}, {"shift": 1}, {"shift": 0, "shifts": [(0, 0, 1, 0, 0, 0)]}:
+                    self.sparse_step(case, x, ids, values, exact, **shifts)
+
+    def hot_id(self):
+        """One id that is named more often than all others: alone, among others, and one that no row has."""
+        count, wide = (103, 64 + 8) if self.quick else (100_003, 64)
+        for case, (type_, gradient) in itertools.product((CASES[0], CASES[4]), PAIRS):
+            for width, exact in itertools.product((3, wide), (False, True)):
+                x = Variable(self.rng, type_, gradient, (7, width))
+                x.g = x.g[:0]
+                mixed = np.where(self.rng.uniform(size=count) < 0.9, 2, self.rng.integers(0, 7, count))
+                for ids in np.full(count, 3), mixed, np.where(mixed == 2, 7, mixed):
+                    values = gradient.stored(self.rng.integers(-8, 9, (count, width)) / 8)  # exact sums
+                    self.sparse_step(case, x, ids, values, exact, shift=0)
+
+    def sparse_step(self, case, x, ids, values, exact, **shifts):
         rows, width = x.w.shape
         valid = (ids >= 0) & (ids < rows)
         g = np.zeros((rows, width))
         np.add.at(g, ids[valid], x.gradient.widened(values)[valid])
         summed = self.summed(ids, x.gradient.widened(values).astype(x.type.state.storage), rows)
         assert np.allclose(summed, g, atol=1e-4)
-        shift = int(self.rng.integers(0, 3))
+        shifts = shifts or {"shift": self.rng.integers(0, 3)}
         step = case.step(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
-        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, shift=shift)[0]
+        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, **shifts)[0]
         named = np.unique(ids[valid])
         whole, touched = x, np.ones(rows, bool)
         if not exact:
@@ -824,6 +849,8 @@ class Checks:
             self.magnitudes,
             self.special_values,
             self.sparse,
+            self.wide_rows,
+            self.hot_id,
             self.empty_rows,
             self.squared_norm,
             self.many_chunks,

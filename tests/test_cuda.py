@@ -134,10 +134,19 @@ def test_cuda_is_asked_for_the_gpu_that_is_visible(monkeypatch):
             self.tfav_gpu_ready = lambda device: 209 if device == 1 else 0
 
     monkeypatch.setattr(_library.ctypes, "CDLL", Ready)
-    for number, reason in (0, ""), (1, "CUDA says of GPU 1: no kernel image"), (2, ""):
-        device = tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU")
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, device=device: [device])
-        assert _library.gpu_reason.__wrapped__().startswith(reason or "\n") == bool(reason)
+    _library._gpu_reason.cache_clear()
+    gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(3)]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    for visible, reason in (  # which can change after the first question
+        (gpus[:1], ""),
+        (gpus[1:2], "CUDA says of GPU 1: no kernel image"),
+        (gpus, "CUDA says of GPU 1: no kernel image"),
+        (gpus[2:], ""),
+        ([], "TensorFlow is shown no GPU"),
+    ):
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, visible=visible: visible)
+        assert _library.gpu_reason().partition(". ")[0] == reason
+    _library._gpu_reason.cache_clear()
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
@@ -156,7 +165,7 @@ def test_a_library_without_them_says_so(monkeypatch):
     monkeypatch.setattr(_library, "found", lambda: without)
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda path: object())
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
-        _library.gpu_reason.__wrapped__()
+        _library._gpu_reason.__wrapped__((0,))
     )
 
 
