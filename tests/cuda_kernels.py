@@ -27,7 +27,7 @@ import numpy as np
 import oracle
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu")]
+SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu", "gpu_scalars.cu")]
 ON_CPU = ROOT / "tests" / "cuda_on_cpu"
 POISON = 0xFF  # NaN in every type
 
@@ -86,6 +86,15 @@ class Launch(ctypes.Structure):
     _fields_ += [("scratch_bytes", ctypes.c_int64), ("stream", ctypes.c_void_p)]
 
 
+class StepInputs(ctypes.Structure):
+    """tfav::StepInputs of step_scalars.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("iterations", "float_rate", "double_rate", "gradient_scale", "rounding_seed")
+    ]
+
+
 class Kernels:
     """The functions of gpu.h. Those that launch raise where CUDA returns an error."""
 
@@ -98,6 +107,7 @@ class Kernels:
             "dense": (parameters, wide, launch),
             "sparse": (parameters, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
             "squared_norm": (parameters, wide, pointer, launch),
+            "scalars": (ctypes.POINTER(ctypes.c_double), ctypes.POINTER(StepInputs), pointer, pointer),
             "copy": (pointer, pointer, wide, pointer),
             "ready": (ctypes.c_int,),
         }.items():
@@ -517,6 +527,32 @@ class Checks:
                     f"({wrong.sum()} such)"
                 )
 
+    def scalars(self):
+        """Of early and late steps, with what may be left out and without."""
+        seed = 0xFEDCBA98
+        for case, t, given in itertools.product(CASES, (1, 2, 1000, 10**7), (False, True)):
+            rate, scale, peak = (0.125, 0.3, 0.5) if given else (np.float32(0.1), 1.0, 0.0)
+            numbers = {"iterations": np.int64(t - 1), "double_rate" if given else "float_rate": rate}
+            if given:
+                numbers |= {"gradient_scale": scale, "rounding_seed": np.uint32(seed)}
+            arrays = {name: Array(self.memory, np.array([x])) for name, x in numbers.items()}
+            inputs = StepInputs(**{name: array.address for name, array in arrays.items()})
+            constants = case.step(math.inf, 1.0, 0.25, 1.0)  # late, when the bias corrections are 1
+            constants[-1] = 0.0
+            logs = [math.log(case.all_terms[name]) for name in ("beta_1", "beta_2")]
+            if not case.terms.get("bias_correction", True):
+                logs = [-math.inf] * 2
+            constants = np.array([*constants, *logs, peak, case.lamb])
+            step = Array(self.memory, np.full(17, np.nan))
+            address = constants.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+            self.kernels.scalars(address, inputs, step.address, self.memory.stream)
+            want = case.step(t, float(rate), 0.25 * float(rate) / peak if peak else 0.25, scale)
+            want[-1] = oracle.rounding_key(seed, t - 1) if given else 0.0
+            # Its 1 - beta^t cancels, where beta is 0.99 to two digits.
+            np.testing.assert_allclose(step.read(), want, rtol=1e-13)
+            for name, array in arrays.items():
+                assert array.read() == numbers[name], "an input was written"
+
     def dense(self):
         """Sizes around those of packs, chunks and batches, aligned and not, decayed or adapted or neither."""
         sizes = [0, 1, 3, 4, 8, 17, 511, 512, 513, 1025] + ([] if self.quick else [4095, 4096, 4097, 20011])
@@ -855,6 +891,7 @@ class Checks:
             self.squared_norm,
             self.many_chunks,
             self.an_old_driver,
+            self.scalars,
             self.ready,
             self.errors,
             self.copy,

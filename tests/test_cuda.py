@@ -55,10 +55,11 @@ def test_the_kernels_against_the_oracle(tmp_path):
 
 @needs_compiler
 def test_the_ops_with_the_kernels(tmp_path):
-    """test_gpu.py, in a process of its own: ops can be loaded once."""
+    """In a process of its own: ops can be loaded once."""
     library.build(tmp_path)
     output_of(
-        *(sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", TESTS / "test_gpu.py"),
+        *(sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"),
+        *(TESTS / name for name in ("test_gpu.py", "test_step_scalars.py")),
         TF_ADAM_VARIANTS_CACHE=str(tmp_path),
         TFAV_TEST_DEVICE="CPU:0",
     )
@@ -107,12 +108,12 @@ def test_the_built_library_has_them():
         import tensorflow as tf
         from tensorflow.python.framework import kernels
         tf.load_op_library(sys.argv[1])
-        for name in ("DenseStep", "SparseStep", "SquaredNorm"):
+        for name in ("DenseStep", "SparseStep", "SquaredNorm", "StepScalars"):
             found = kernels.get_registered_kernels_for_op("TfAdamVariants>" + name).kernel
             print(sorted(kernel.device_type for kernel in found))
         """
     registered = output_of(sys.executable, "-c", textwrap.dedent(program), path)
-    assert registered.splitlines() == ["['CPU', 'GPU']"] * 3
+    assert registered.splitlines() == ["['CPU', 'GPU']"] * 4
     names = output_of("nm", "-D", path)
     assert not re.search(r" _*cuda", names, re.IGNORECASE)
     assert "tfav_gpu_dense" in names

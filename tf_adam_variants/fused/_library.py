@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 NAME = "tf_adam_variants_ops.so"
-OPS = ("tf_adam_variants_dense_step", "tf_adam_variants_sparse_step", "tf_adam_variants_squared_norm")
+OPS = tuple(
+    f"tf_adam_variants_{name}" for name in ("dense_step", "sparse_step", "squared_norm", "step_scalars")
+)
 
 _HERE = Path(__file__).parent
 _lock = threading.Lock()
