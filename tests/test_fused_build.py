@@ -106,6 +106,12 @@ def test_a_library_that_fits_is_loaded(opened):
     assert opened == [library]
 
 
+def test_a_link_to_nowhere_hides_no_library(opened):
+    library = entry_in_cache()
+    (_library.cache() / f"tf{tf.__version__}-1").symlink_to("/nowhere")
+    assert search().library == library
+
+
 def test_the_wheels_library_comes_first_and_then_the_newest(opened, tmp_path):
     names = ["tf1.0-b", f"tf{tf.__version__}-c", f"tf{tf.__version__}-a", f"tf{tf.__version__}-b"]
     libraries = [entry(_library.cache() / name) for name in names]

@@ -190,8 +190,9 @@ def _folders() -> list[Path]:
     def promise(folder: Path) -> tuple[bool, float]:
         return folder.name.startswith(f"tf{tf.__version__}-"), folder.stat().st_mtime
 
-    cached = sorted(cache().glob("tf*"), key=promise, reverse=True)
-    return [folder for folder in (_HERE / "lib", *cached) if folder.is_dir()]
+    folders = [folder for folder in cache().glob("tf*") if folder.is_dir()]  # not a link to nowhere
+    own = [_HERE / "lib"] if (_HERE / "lib").is_dir() else []
+    return own + sorted(folders, key=promise, reverse=True)
 
 
 def _open(library: Path) -> Any:
