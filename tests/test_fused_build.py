@@ -623,12 +623,12 @@ def test_what_others_can_write_is_not_loaded(opened, path):
 def test_what_belongs_to_another_user_is_not_loaded(opened, path, monkeypatch):
     library = entry_in_cache()
     suspect, user = PATHS[path](library), os.geteuid()
+    owner = user + 1
     if user == 0:
-        os.chown(suspect, 1234, -1)
-        owner = 1234
+        os.chown(suspect, owner, -1)
     else:  # who is not root cannot give files away, but can be told to be another
-        monkeypatch.setattr(os, "geteuid", lambda: 1234)
-        owner, user = user, 1234
+        owner, user = user, owner
+        monkeypatch.setattr(os, "geteuid", lambda: user)
     found = search()
     assert (found.ops, opened) == (None, [])
     assert f"belongs to user {owner}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE" in found.reason
