@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo build test fuzz endurance torture lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu \
-	bench-cuda test-oldest clean
+	gpu-report test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -75,7 +75,7 @@ sanitize-cuda: $(VENV)/installed ## The same for the kernels for GPUs.
 		$(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=address,undefined
 	LD_PRELOAD="$(call PRELOADED,libtsan)" $(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=thread --without huge
 
-# These three want a GPU, nvcc, and a Python with NumPy and PyTorch or CuPy, but no TensorFlow.
+# These want a GPU, nvcc, and a Python with NumPy and PyTorch. Only a part of the report wants TensorFlow.
 test-cuda: ## The kernels for GPUs against the oracle.
 	$(PYTHON) tests/cuda_kernels.py check
 
@@ -85,8 +85,8 @@ sanitize-on-gpu: ## The kernels for GPUs under compute-sanitizer.
 			$(PYTHON) tests/cuda_kernels.py check --quick --without huge; \
 	done
 
-bench-cuda: ## Milliseconds a step on a GPU, compared with PyTorch and a copy.
-	$(PYTHON) tests/cuda_kernels.py bench
+gpu-report: ## Both, and how fast they are: docs/gpu-report.json and .md. ON_CPU=1 rehearses it without a GPU.
+	$(PYTHON) tests/gpu_report.py $(if $(ON_CPU),--on-cpu)
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest

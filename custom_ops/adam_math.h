@@ -8,8 +8,8 @@
 //   u   = d + weight_decay w
 //   w  <- w - u, or with a trust ratio r: w <- w - learning_rate r u
 //
-// tf_adam_variants/_step.py makes the coefficients, with the same names. The arithmetic is that of S, the type of the
-// moments: float for half, bfloat16 and float variables, double for double.
+// step_scalars.h and tf_adam_variants/_step.py make the coefficients, with the same names. The arithmetic is that of S,
+// the type of the moments: float for half, bfloat16 and float variables, double for double.
 
 #ifndef TF_ADAM_VARIANTS_ADAM_MATH_H_
 #define TF_ADAM_VARIANTS_ADAM_MATH_H_

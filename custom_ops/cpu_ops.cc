@@ -131,6 +131,13 @@ struct Cpu {
     return OkStatus();
   }
 
+  static Status Scalars(OpKernelContext*, const tfav::Constants& constants, const tfav::StepInputs& inputs,
+                        double* step) {
+    const tfav::Step s = tfav::step_of(constants, inputs);
+    memcpy(step, &s, sizeof s);
+    return OkStatus();
+  }
+
  private:
   static tfav::Sizes SizesOf(tfav::Type variable, tfav::Type gradient) {
     return {tfav::size_of(variable), tfav::size_of(tfav::state_of(variable)), tfav::size_of(gradient)};

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "parameter.h"
+#include "step_scalars.h"
 
 namespace tfav {
 
@@ -43,6 +44,9 @@ TFAV_EXPORT int tfav_gpu_sparse(const tfav::Parameter*, int64_t rows, const void
 // sum = the sum of the squares of all g, which are of type `kind.gradient`. Nothing else of the variables is looked at.
 TFAV_EXPORT int64_t tfav_gpu_squared_norm_scratch(const tfav::Parameter*, int64_t count);
 TFAV_EXPORT int tfav_gpu_squared_norm(const tfav::Parameter*, int64_t count, double* sum, const tfav::GpuLaunch*);
+
+// The scalars of a step. The structures themselves are in the host's memory.
+TFAV_EXPORT int tfav_gpu_scalars(const tfav::Constants*, const tfav::StepInputs*, double* step, void* stream);
 
 TFAV_EXPORT int tfav_gpu_copy(void* to, const void* from, int64_t bytes, void* stream);
 

@@ -61,6 +61,11 @@ struct Gpu {
     return StatusOf(tfav_gpu_squared_norm(gradients.data(), count, sum, &launch));
   }
 
+  static Status Scalars(OpKernelContext* ctx, const tfav::Constants& constants, const tfav::StepInputs& inputs,
+                        double* step) {
+    return StatusOf(tfav_gpu_scalars(&constants, &inputs, step, StreamOf(ctx)));
+  }
+
  private:
   static tfav::GpuLaunch LaunchOf(const tfav::Kind& kind, const Tensor& step) {
     tfav::GpuLaunch launch = {};

@@ -8,6 +8,7 @@
 //   static Status Sparse(OpKernelContext*, const tfav::Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows,
 //                        bool exact, const Tensor& step);
 //   static Status SquaredNorm(OpKernelContext*, tfav::Type, const std::vector<tfav::Parameter>&, double* sum);
+//   static Status Scalars(OpKernelContext*, const tfav::Constants&, const tfav::StepInputs&, double* step);
 // Dense and Sparse are called after all checks, while the variables are locked; the g of Sparse are the values of the
 // ids.
 
@@ -15,11 +16,13 @@
 #define TF_ADAM_VARIANTS_OP_KERNELS_H_
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "adam_math.h"
 #include "parameter.h"
+#include "step_scalars.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
@@ -278,27 +281,67 @@ class SquaredNorm : public OpKernel {
   DataType type_;
 };
 
+template <typename Device>
+class StepScalars : public OpKernel {
+ public:
+  explicit StepScalars(OpKernelConstruction* ctx) : OpKernel(ctx) {
+    std::vector<int64_t> constants;
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("constants", &constants));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_scales", &scales_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_seeds", &seeds_));
+    OP_REQUIRES(ctx, constants.size() == tfav::kConstants && scales_ <= 1 && seeds_ <= 1,
+                errors::InvalidArgument("There must be ", tfav::kConstants,
+                                        " constants, and at most one gradient_scale and rounding_seed. Received: ",
+                                        constants.size(), ", ", scales_, " and ", seeds_));
+    memcpy(&constants_, constants.data(), sizeof constants_);
+  }
+
+  void Compute(OpKernelContext* ctx) override {
+    for (int i = 0; i < ctx->num_inputs(); ++i) {
+      OP_REQUIRES(ctx, ctx->input(i).dims() == 0,
+                  errors::InvalidArgument("What a step's scalars are made from must be scalars. Received: shape ",
+                                          ctx->input(i).shape().DebugString()));
+    }
+    const auto data = [&](int i) { return ctx->input(i).data(); };
+    const bool is_float = ctx->input(1).dtype() == DT_FLOAT;
+    tfav::StepInputs inputs = {};
+    inputs.iterations = static_cast<const int64_t*>(data(0));
+    if (is_float) inputs.float_rate = static_cast<const float*>(data(1));
+    if (!is_float) inputs.double_rate = static_cast<const double*>(data(1));
+    if (scales_ > 0) inputs.gradient_scale = static_cast<const double*>(data(2));
+    if (seeds_ > 0) inputs.rounding_seed = static_cast<const uint32_t*>(data(2 + scales_));
+    Tensor* step;
+    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({tfav::kStepFields}), &step));
+    OP_REQUIRES_OK(ctx, Device::Scalars(ctx, constants_, inputs, static_cast<double*>(step->data())));
+  }
+
+ private:
+  tfav::Constants constants_;
+  int scales_, seeds_;
+};
+
 }  // namespace tf_adam_variants
 }  // namespace tensorflow
 
 // The kernels of a device. Handles of variables are always in the host's memory.
-#define TFAV_REGISTER_KERNELS(type, device)                  \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")   \
-                              .Device(type)                  \
-                              .HostMemory("variables")       \
-                              .HostMemory("momentums")       \
-                              .HostMemory("velocities")      \
-                              .HostMemory("velocity_hats")   \
-                              .HostMemory("master_weights"), \
-                          DenseStep<device>);                \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")  \
-                              .Device(type)                  \
-                              .HostMemory("variable")        \
-                              .HostMemory("momentum")        \
-                              .HostMemory("velocity")        \
-                              .HostMemory("velocity_hats")   \
-                              .HostMemory("master_weights"), \
-                          SparseStep<device>);               \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(type), SquaredNorm<device>);
+#define TFAV_REGISTER_KERNELS(type, device)                                                      \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")                                       \
+                              .Device(type)                                                      \
+                              .HostMemory("variables")                                           \
+                              .HostMemory("momentums")                                           \
+                              .HostMemory("velocities")                                          \
+                              .HostMemory("velocity_hats")                                       \
+                              .HostMemory("master_weights"),                                     \
+                          DenseStep<device>);                                                    \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")                                      \
+                              .Device(type)                                                      \
+                              .HostMemory("variable")                                            \
+                              .HostMemory("momentum")                                            \
+                              .HostMemory("velocity")                                            \
+                              .HostMemory("velocity_hats")                                       \
+                              .HostMemory("master_weights"),                                     \
+                          SparseStep<device>);                                                   \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(type), SquaredNorm<device>); \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>StepScalars").Device(type), StepScalars<device>);
 
 #endif  // TF_ADAM_VARIANTS_OP_KERNELS_H_

@@ -80,6 +80,13 @@ Status SparseShapes(InferenceContext* c) {
   return c->Merge(row, value_row, &row);
 }
 
+Status ScalarsShape(InferenceContext* c) {
+  ShapeHandle scalar;
+  for (int i = 0; i < c->num_inputs(); ++i) TF_RETURN_IF_ERROR(c->WithRank(c->input(i), 0, &scalar));
+  c->set_output(0, c->Vector(tfav::kStepFields));
+  return OkStatus();
+}
+
 REGISTER_OP("TfAdamVariants>DenseStep")
     .Input("step: float64")
     .Input("variables: N * resource")
@@ -139,6 +146,21 @@ REGISTER_OP("TfAdamVariants>SquaredNorm")
     .Attr("G: {half, bfloat16, float, double}")
     .SetShapeFn(shape_inference::ScalarShape)
     .Doc("The sum of the squares of all elements of all gradients.");
+
+REGISTER_OP("TfAdamVariants>StepScalars")
+    .Input("iterations: int64")
+    .Input("learning_rate: L")
+    .Input("gradient_scale: num_scales * float64")
+    .Input("rounding_seed: num_seeds * uint32")
+    .Output("step: float64")
+    .Attr("L: {float, double}")
+    .Attr("num_scales: int >= 0")
+    .Attr("num_seeds: int >= 0")
+    .Attr("constants: list(int)")
+    .SetShapeFn(ScalarsShape)
+    .Doc(
+        "The `step` of the ops above. constants: the bits of the numbers in `Constants` of step_scalars.h, since an "
+        "attribute of type float has 32 bits. gradient_scale and rounding_seed: one or none.");
 
 }  // namespace
 }  // namespace tensorflow

@@ -1,7 +1,6 @@
-"""The kernels for GPUs, without TensorFlow: whether they are right, and how fast they are.
+"""The kernels for GPUs, without TensorFlow: whether they are right. How fast they are: cuda_bench.py.
 
     python tests/cuda_kernels.py check             # wants an NVIDIA GPU, nvcc, NumPy, and PyTorch or CuPy
-    python tests/cuda_kernels.py bench             # and PyTorch, which it compares with
     python tests/cuda_kernels.py check --on-cpu    # the same kernels, compiled for a CPU: tests/cuda_on_cpu
 
 `check` compares steps with the oracle of the other tests (float64, from the papers) over all types of
@@ -9,21 +8,13 @@ variables and gradients, random and special numbers, odd, unaligned, tiny and hu
 thousands, gradients by rows with repeated ids. Every array lies between two stretches of poison, of which
 nothing may be written; scratch memory is poison to begin with; every step is made twice and must give the
 same bits; gradients must stay as they were.
-
-`bench` measures milliseconds a step by CUDA events, all contestants in turn in each round, and prints the
-median of the rounds, the bytes a step must move over that time, and their share of what a copy on the device
-moves. A step of Adam's family must move 28 bytes a float32 parameter, LAMB's 40: its second pass reads w, m
-and v again.
 """
 
 import argparse
 import ctypes
-import functools
-import gc
 import itertools
 import math
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +27,7 @@ import numpy as np
 import oracle
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu")]
+SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu", "gpu_scalars.cu")]
 ON_CPU = ROOT / "tests" / "cuda_on_cpu"
 POISON = 0xFF  # NaN in every type
 
@@ -95,6 +86,15 @@ class Launch(ctypes.Structure):
     _fields_ += [("scratch_bytes", ctypes.c_int64), ("stream", ctypes.c_void_p)]
 
 
+class StepInputs(ctypes.Structure):
+    """tfav::StepInputs of step_scalars.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("iterations", "float_rate", "double_rate", "gradient_scale", "rounding_seed")
+    ]
+
+
 class Kernels:
     """The functions of gpu.h. Those that launch raise where CUDA returns an error."""
 
@@ -107,6 +107,7 @@ class Kernels:
             "dense": (parameters, wide, launch),
             "sparse": (parameters, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
             "squared_norm": (parameters, wide, pointer, launch),
+            "scalars": (ctypes.POINTER(ctypes.c_double), ctypes.POINTER(StepInputs), pointer, pointer),
             "copy": (pointer, pointer, wide, pointer),
             "ready": (ctypes.c_int,),
         }.items():
@@ -222,6 +223,14 @@ def on_gpu():
     if not torch.cuda.is_available():
         raise CannotRunError("PyTorch finds no GPU")
     return WithTorch()
+
+
+def check_that_they_can_run(library=None):
+    """The first GPU's memory; an error where there is no GPU, or no nvcc and no library either."""
+    memory = on_gpu()
+    if not (library or nvcc()):
+        raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
+    return memory
 
 
 class Type(NamedTuple):
@@ -518,6 +527,32 @@ class Checks:
                     f"({wrong.sum()} such)"
                 )
 
+    def scalars(self):
+        """Of early and late steps, with what may be left out and without."""
+        seed = 0xFEDCBA98
+        for case, t, given in itertools.product(CASES, (1, 2, 1000, 10**7), (False, True)):
+            rate, scale, peak = (0.125, 0.3, 0.5) if given else (np.float32(0.1), 1.0, 0.0)
+            numbers = {"iterations": np.int64(t - 1), "double_rate" if given else "float_rate": rate}
+            if given:
+                numbers |= {"gradient_scale": scale, "rounding_seed": np.uint32(seed)}
+            arrays = {name: Array(self.memory, np.array([x])) for name, x in numbers.items()}
+            inputs = StepInputs(**{name: array.address for name, array in arrays.items()})
+            constants = case.step(math.inf, 1.0, 0.25, 1.0)  # late, when the bias corrections are 1
+            constants[-1] = 0.0
+            logs = [math.log(case.all_terms[name]) for name in ("beta_1", "beta_2")]
+            if not case.terms.get("bias_correction", True):
+                logs = [-math.inf] * 2
+            constants = np.array([*constants, *logs, peak, case.lamb])
+            step = Array(self.memory, np.full(17, np.nan))
+            address = constants.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+            self.kernels.scalars(address, inputs, step.address, self.memory.stream)
+            want = case.step(t, float(rate), 0.25 * float(rate) / peak if peak else 0.25, scale)
+            want[-1] = oracle.rounding_key(seed, t - 1) if given else 0.0
+            # Its 1 - beta^t cancels, where beta is 0.99 to two digits.
+            np.testing.assert_allclose(step.read(), want, rtol=1e-13)
+            for name, array in arrays.items():
+                assert array.read() == numbers[name], "an input was written"
+
     def dense(self):
         """Sizes around those of packs, chunks and batches, aligned and not, decayed or adapted or neither."""
         sizes = [0, 1, 3, 4, 8, 17, 511, 512, 513, 1025] + ([] if self.quick else [4095, 4096, 4097, 20011])
@@ -651,16 +686,41 @@ class Checks:
                     values = gradient.stored(self.rng.normal(size=(ids.size, width)))
                     self.sparse_step(case, x, ids, values.reshape(ids.size, width), exact)
 
-    def sparse_step(self, case, x, ids, values, exact):
+    def wide_rows(self):
+        """Few rows of many spans, in packs and not: by the width, the gradient's address, a variable's."""
+        few, wide = (3, 9 * 64) if self.quick else (8, 100 * 2048)
+        pairs = [(FLOAT, FLOAT, NEAREST), (DOUBLE, DOUBLE, NEAREST), (BFLOAT16, FLOAT, MASTER)]
+        for case, (type_, gradient, rounding) in itertools.product([CASES[i] for i in (0, 1, 3, 4)], pairs):
+            for width, exact in itertools.product((wide, wide + 2, wide - 7), (False, True)):
+                x = Variable(self.rng, type_, gradient, (few, width), rounding=rounding, stream=5)
+                x.g = x.g[:0]
+                ids = np.array([few - 1, 0, few - 1, few])
+                values = gradient.stored(self.rng.normal(size=(ids.size, width)))
+                for shifts in {"shift": 0}, {"shift": 1}, {"shift": 0, "shifts": [(0, 0, 1, 0, 0, 0)]}:
+                    self.sparse_step(case, x, ids, values, exact, **shifts)
+
+    def hot_id(self):
+        """One id that is named more often than all others: alone, among others, and one that no row has."""
+        count, wide = (103, 64 + 8) if self.quick else (100_003, 64)
+        for case, (type_, gradient) in itertools.product((CASES[0], CASES[4]), PAIRS):
+            for width, exact in itertools.product((3, wide), (False, True)):
+                x = Variable(self.rng, type_, gradient, (7, width))
+                x.g = x.g[:0]
+                mixed = np.where(self.rng.uniform(size=count) < 0.9, 2, self.rng.integers(0, 7, count))
+                for ids in np.full(count, 3), mixed, np.where(mixed == 2, 7, mixed):
+                    values = gradient.stored(self.rng.integers(-8, 9, (count, width)) / 8)  # exact sums
+                    self.sparse_step(case, x, ids, values, exact, shift=0)
+
+    def sparse_step(self, case, x, ids, values, exact, **shifts):
         rows, width = x.w.shape
         valid = (ids >= 0) & (ids < rows)
         g = np.zeros((rows, width))
         np.add.at(g, ids[valid], x.gradient.widened(values)[valid])
         summed = self.summed(ids, x.gradient.widened(values).astype(x.type.state.storage), rows)
         assert np.allclose(summed, g, atol=1e-4)
-        shift = int(self.rng.integers(0, 3))
+        shifts = shifts or {"shift": self.rng.integers(0, 3)}
         step = case.step(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
-        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, shift=shift)[0]
+        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, **shifts)[0]
         named = np.unique(ids[valid])
         whole, touched = x, np.ones(rows, bool)
         if not exact:
@@ -825,10 +885,13 @@ class Checks:
             self.magnitudes,
             self.special_values,
             self.sparse,
+            self.wide_rows,
+            self.hot_id,
             self.empty_rows,
             self.squared_norm,
             self.many_chunks,
             self.an_old_driver,
+            self.scalars,
             self.ready,
             self.errors,
             self.copy,
@@ -842,102 +905,19 @@ class Checks:
                 print(f"ok     {name} ({time.monotonic() - begin:.1f} s)", flush=True)
 
 
-# -- how fast --------------------------------------------------------------------------------------------
-
-
-def bench(kernels, rounds):
-    """The table of the module's docstring."""
-    import torch
-
-    sys.path.insert(0, str(ROOT / "examples"))
-    import shapes
-
-    sets = {
-        "BERT-large": shapes.bert(1024, 24),
-        "ResNet-50": shapes.resnet50(),
-        "500 small": shapes.small(),
-        "one of 1e9": [(10**9,)],
-    }
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, medians of {rounds} rounds")
-    print("| variables | step | ms | GB/s | of the copy |\n| --- | --- | --- | --- | --- |")
-    for set_name, set_shapes in sets.items():
-        results = measure(kernels, torch, set_shapes, rounds)
-        copied = results["copy"][1] / results["copy"][0]
-        for name, (seconds, moved) in results.items():
-            rate = moved / seconds
-            share = f"{rate / copied:.0%}"
-            print(f"| {set_name} | {name} | {seconds * 1e3:.3f} | {rate / 1e9:.0f} | {share} |", flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def measure(kernels, torch, set_shapes, rounds):
-    """Of each contestant: seconds, and the bytes it must move."""
-    weights = [torch.randn(shape, device="cuda") for shape in set_shapes]
-    for w in weights:
-        w.grad = torch.randn_like(w)
-    count = sum(w.numel() for w in weights)
-    moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
-    stream = torch.cuda.current_stream().cuda_stream
-    keep, steps = [], {}
-
-    def ours(case, weights=weights, moments=moments):
-        number = BFLOAT16.number if weights[0].dtype == torch.bfloat16 else FLOAT.number
-        tensors = (Parameter * len(weights))()
-        for t, w, (m, v) in zip(tensors, weights, moments, strict=True):
-            t.w, t.m, t.v, t.g = (x.data_ptr() for x in (w, m, v, w.grad))
-            t.size, t.weight_decay, t.layer_adaptation = w.numel(), True, True
-        scalars = torch.tensor(case.step(10, 1e-4, 1e-6, 1.0), dtype=torch.float64, device="cuda")
-        kind = Kind(number, number, NEAREST, case.squared_gradient, case.amsgrad, case.lamb)
-        step = Launch(kind, False, scalars.data_ptr(), None, 0, stream)
-        needed = kernels.dense_scratch(tensors, len(weights), step)
-        scratch = torch.empty(max(needed, 16), dtype=torch.uint8, device="cuda")
-        step.scratch, step.scratch_bytes = scratch.data_ptr(), needed
-        keep.append((scalars, scratch))
-        return functools.partial(kernels.dense, tensors, len(weights), step)
-
-    source, target = (torch.empty(count, device="cuda").normal_() for _ in range(2))
-    steps["copy"] = (
-        functools.partial(kernels.copy, target.data_ptr(), source.data_ptr(), 4 * count, stream),
-        8 * count,
-    )
-    for case, moved in (CASES[0], 28), (CASES[2], 28), (CASES[4], 40):
-        steps[f"{case.name}, this package"] = ours(case), moved * count
-    for kind in ("fused", "foreach"):
-        optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01, **{kind: True})
-        steps[f"AdamW, torch {kind}"] = optimizer.step, 28 * count
-    times = {name: [] for name in steps}
-    for round_ in range(rounds + 3):
-        for name, (step, _) in steps.items():
-            repeats = 3
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            step()  # after the others' work, for the caches
-            begin.record()
-            for _ in range(repeats):
-                step()
-            end.record()
-            end.synchronize()
-            if round_ >= 3:
-                times[name].append(begin.elapsed_time(end) / 1e3 / repeats)
-    return {name: (statistics.median(times[name]), moved) for name, (_, moved) in steps.items()}
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["check", "bench"])
+    parser.add_argument("what", choices=["check"])
     parser.add_argument("--on-cpu", action="store_true", help="check the kernels as compiled for a CPU")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller arrays: for sanitizers")
     parser.add_argument("--without", nargs="*", default=[], help="checks to leave out")
     parser.add_argument("--library", type=Path, help="the kernels, built before; otherwise they are built")
     parser.add_argument("--flag", action="append", default=[], help="one more for the compiler")
-    parser.add_argument("--rounds", type=int, default=31)
     parsed = parser.parse_args(arguments)
     try:
-        memory = OnCpu() if parsed.on_cpu else on_gpu()
-        if not (parsed.on_cpu or parsed.library or nvcc()):
-            raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
+        memory = OnCpu() if parsed.on_cpu else check_that_they_can_run(parsed.library)
     except CannotRunError as problem:
         print(
             f"The kernels cannot run: {problem}. `check --on-cpu` needs only a C++ compiler", file=sys.stderr
@@ -946,9 +926,6 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         kernels = Kernels(parsed.library or build(folder, parsed.on_cpu, parsed.flag))
         kernels.ready(0)
-        if parsed.what == "bench":
-            bench(kernels, parsed.rounds)
-            return 0
         print(f"The kernels on {memory.name}")
         Checks(kernels, memory, parsed.quick).all(parsed.without)
     return 0

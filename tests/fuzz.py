@@ -29,7 +29,7 @@ from intervals import Ambiguous, Arithmetic, Interval
 import tf_adam_variants as tav
 from tf_adam_variants import _gradients
 from tf_adam_variants._rows import Rows
-from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._step import Parameter, StepInputs, Workload
 from tf_adam_variants._update import Update
 from tf_adam_variants.engines import compiled_op, formula, resource_apply
 
@@ -461,19 +461,17 @@ def run_engines(case, rng):
 def run_engine(case, name, engine, update, steps):
     dtype = case.arrays[0].dtype
     betas = rounded_betas(case, dtype) if name == "resource_apply" else {}
-    update = engine.as_computed(update, dtype)
     state = [[tf.Variable(x) for x in a.values()] for a in case.arrays]
     for i, gradients in enumerate(steps):
         before = [read(variables) for variables in state]
         taken = case.taken + i
         rate = tf.constant(case.learning_rate, tf.float32)
-        step = Step.of(update, tf.constant(taken, tf.int64), rate, SEED)
-        if case.scale:
-            step = step._replace(gradient_scale=tf.constant(case.scale, tf.float64))
+        scale = tf.constant(case.scale, tf.float64) if case.scale else None
+        inputs = StepInputs(tf.constant(taken, tf.int64), rate, scale, tf.constant(SEED, tf.uint32))
         parameters = [
             parameter(case, a, s, g, engine) for a, s, g in zip(case.arrays, state, gradients, strict=True)
         ]
-        engine.take(parameters, update, step, exact=not case.lazy)
+        engine.take(parameters, update, inputs, exact=not case.lazy)
         for j, (array, gradient) in enumerate(zip(case.arrays, gradients, strict=True)):
             interval = gradient.interval(array.arithmetic)
             if case.scale:

@@ -55,10 +55,11 @@ def test_the_kernels_against_the_oracle(tmp_path):
 
 @needs_compiler
 def test_the_ops_with_the_kernels(tmp_path):
-    """test_gpu.py, in a process of its own: ops can be loaded once."""
+    """In a process of its own: ops can be loaded once."""
     library.build(tmp_path)
     output_of(
-        *(sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", TESTS / "test_gpu.py"),
+        *(sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"),
+        *(TESTS / name for name in ("test_gpu.py", "test_step_scalars.py")),
         TF_ADAM_VARIANTS_CACHE=str(tmp_path),
         TFAV_TEST_DEVICE="CPU:0",
     )
@@ -107,12 +108,12 @@ def test_the_built_library_has_them():
         import tensorflow as tf
         from tensorflow.python.framework import kernels
         tf.load_op_library(sys.argv[1])
-        for name in ("DenseStep", "SparseStep", "SquaredNorm"):
+        for name in ("DenseStep", "SparseStep", "SquaredNorm", "StepScalars"):
             found = kernels.get_registered_kernels_for_op("TfAdamVariants>" + name).kernel
             print(sorted(kernel.device_type for kernel in found))
         """
     registered = output_of(sys.executable, "-c", textwrap.dedent(program), path)
-    assert registered.splitlines() == ["['CPU', 'GPU']"] * 3
+    assert registered.splitlines() == ["['CPU', 'GPU']"] * 4
     names = output_of("nm", "-D", path)
     assert not re.search(r" _*cuda", names, re.IGNORECASE)
     assert "tfav_gpu_dense" in names
@@ -134,19 +135,29 @@ def test_cuda_is_asked_for_the_gpu_that_is_visible(monkeypatch):
             self.tfav_gpu_ready = lambda device: 209 if device == 1 else 0
 
     monkeypatch.setattr(_library.ctypes, "CDLL", Ready)
-    for number, reason in (0, ""), (1, "CUDA says of GPU 1: no kernel image"), (2, ""):
-        device = tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU")
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, device=device: [device])
-        assert _library.gpu_reason.__wrapped__().startswith(reason or "\n") == bool(reason)
+    _library._gpu_reason.cache_clear()
+    gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(3)]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    for visible, reason in (  # which can change after the first question
+        (gpus[:1], ""),
+        (gpus[1:2], "CUDA says of GPU 1: no kernel image"),
+        (gpus, "CUDA says of GPU 1: no kernel image"),
+        (gpus[2:], ""),
+        ([], "TensorFlow is shown no GPU"),
+    ):
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, visible=visible: visible)
+        assert _library.gpu_reason().partition(". ")[0] == reason
+    _library._gpu_reason.cache_clear()
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
 def test_the_program_says_what_is_missing():
-    for what in ("check", "bench"):
-        command = [sys.executable, TESTS / "cuda_kernels.py", what]
-        done = subprocess.run(command, capture_output=True, text=True)
+    for command in (["cuda_kernels.py", "check"], ["gpu_report.py"]):
+        done = subprocess.run(
+            [sys.executable, TESTS / command[0], *command[1:]], capture_output=True, text=True
+        )
         assert done.returncode == 2
-        assert re.fullmatch(r"The kernels cannot run: .*`check --on-cpu` needs only.*\n", done.stderr)
+        assert re.fullmatch(r"The kernels cannot run: .*--on-cpu` needs only.*\n", done.stderr)
 
 
 def test_a_library_without_them_says_so(monkeypatch):
@@ -155,7 +166,7 @@ def test_a_library_without_them_says_so(monkeypatch):
     monkeypatch.setattr(_library, "found", lambda: without)
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda path: object())
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
-        _library.gpu_reason.__wrapped__()
+        _library._gpu_reason.__wrapped__((0,))
     )
 
 

@@ -33,7 +33,7 @@ def test_most_elements_have_a_bound():
 
 # -- mistakes, made on purpose -------------------------------------------------------------------------------
 
-moments, direction, weight_decay = formula.moments, formula.direction, _step._weight_decay
+moments, direction, decay_peak = formula.moments, formula.direction, _step._decay_peak
 sum_repeated_ids, to_dense = _gradients.sum_repeated_ids, _gradients.to_dense
 
 
@@ -61,12 +61,8 @@ MISTAKES = {
     ),
     "the decay forgets the peak": (
         _step,
-        "_weight_decay",
-        lambda update, rate: (
-            rate * update.weight_decay
-            if update.weight_decay_mode == "schedule"
-            else weight_decay(update, rate)
-        ),
+        "_decay_peak",
+        lambda update: 1.0 if update.weight_decay_mode == "schedule" else decay_peak(update),
     ),
     "the last of repeated ids wins": (_gradients, "to_dense", last_value_wins),
 }

@@ -1,7 +1,6 @@
 """`tav.fused.split_step`: gradients by XLA, the update by the op, and all of Keras's training step kept."""
 
 import contextlib
-import functools
 import logging
 
 import keras
@@ -9,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
+from test_strategies import strategy_of
 
 import tf_adam_variants as tav
 from tf_adam_variants.engines import compiled_op
@@ -202,18 +202,13 @@ def test_the_numbers_of_keras_training_step(kept):
     assert_same(split, history, whole, trained(whole, **fit), rtol)
 
 
-@functools.cache  # a second one would number its collective operations as the first did
-def two_replicas():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 @pytest.mark.parametrize("model", [lambda: dense(keras.layers.BatchNormalization()), embedding])
 @pytest.mark.parametrize("optimizer", [tav.AdamW, tav.LAMB])
 def test_replicas(model, optimizer):
     """Against Keras's step on as many replicas, which it does not compile by XLA."""
     x = IDS if model is embedding else X
     make = lambda fused: optimizer(0.01, global_clipnorm=0.5, fused=fused)  # noqa: E731
-    split, whole = (compiled(model, make, split, two_replicas()) for split in (True, False))
+    split, whole = (compiled(model, make, split, strategy_of("two replicas")) for split in (True, False))
     assert_same(split, trained(split, x=x), whole, trained(whole, x=x))
 
 

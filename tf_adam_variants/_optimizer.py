@@ -13,7 +13,7 @@ from tf_adam_variants import _arguments, _gradients, _slots, _variables, engines
 from tf_adam_variants._configured import Configured
 from tf_adam_variants._rows import Rows
 from tf_adam_variants._saved_state import SavedState
-from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._step import Parameter, StepInputs, Workload
 from tf_adam_variants._update import Update
 from tf_adam_variants.engines import Engine
 
@@ -335,13 +335,8 @@ class AdamVariant(Configured):
         """Update all variables, on each replica."""
         grads_and_vars = list(grads_and_vars)
         learning_rate = _variables.on_first_replica(strategy, learning_rate)  # a schedule's: the same on all
-        rounding_seed = self._rounding_seed if self.stochastic_rounding else None
-
-        @functools.cache
-        def step_of(update: Update, start: int) -> Step:
-            iterations = self.iterations - start if start else self.iterations
-            return Step.of(update, iterations, learning_rate, rounding_seed)
-
+        learning_rate, iterations = map(tf.convert_to_tensor, (learning_rate, self.iterations))
+        rounding_seed = tf.convert_to_tensor(self._rounding_seed) if self.stochastic_rounding else None
         engine_of = functools.cache(self._engine)
         (common_devices, *others) = self._devices
         groups: dict[Any, list[tuple[Any, Any]]] = {}
@@ -353,10 +348,11 @@ class AdamVariant(Configured):
             key = engine_of(variable.dtype, sparse), variable.dtype, devices, start
             groups.setdefault(key, []).append((gradient, variable))
         scale = self._gradient_scale(strategy, grads_and_vars, next(iter(groups))[0])
-        for (engine, dtype, _, start), pairs in groups.items():
-            step = step_of(engine.as_computed(self._update, dtype), start)._replace(gradient_scale=scale)
+        for (engine, _, _, start), pairs in groups.items():
+            count = iterations - start if start else iterations
+            inputs = StepInputs(count, learning_rate, scale, rounding_seed)
             gradients, variables = zip(*pairs, strict=True)
-            take = functools.partial(self._take, variables=variables, engine=engine, step=step)
+            take = functools.partial(self._take, variables=variables, engine=engine, inputs=inputs)
             # The first variable stands for all of them: each replica is given its part of the gradients.
             strategy.extended.update(variables[0], take, args=(gradients,), group=False)
 
@@ -364,9 +360,9 @@ class AdamVariant(Configured):
         return bool(self._lazily_accumulated) and self._var_key(variable) in self._lazily_accumulated
 
     def _gradient_scale(self, strategy: Any, grads_and_vars: list[Any], engine: Engine) -> Any:
-        """The factor that clips by the global norm of the gradients, which are those of all replicas."""
+        """The factor that clips by the global norm of the gradients of all replicas; None for none."""
         if not self.global_clipnorm:
-            return 1.0
+            return None
         gradients = [self._summed(_variables.on_first_replica(strategy, g), v) for g, v in grads_and_vars]
         device = _variables.devices(grads_and_vars[0][1])[0]
         return _gradients.clip_scale(engine.global_norm(gradients, device), self.global_clipnorm)
@@ -377,11 +373,11 @@ class AdamVariant(Configured):
             return gradient
         return _gradients.sum_repeated_ids(gradient, variable.shape[0], _variables.state_dtype(variable))
 
-    def _take(self, first: Any, gradients: Any, variables: Any, engine: Engine, step: Step) -> None:
+    def _take(self, first: Any, gradients: Any, variables: Any, engine: Engine, inputs: StepInputs) -> None:
         """Update variables on one device, that of the first one."""
         pairs = zip(gradients, variables, strict=True)
         parameters = [self._parameter(g, v, first.device, engine.takes_slices) for g, v in pairs]
-        engine.take(parameters, self._update, step, exact=self.sparse_update == "exact")
+        engine.take(parameters, self._update, inputs, exact=self.sparse_update == "exact")
 
     def _parameter(self, gradient: Any, variable: Any, device: str, takes_slices: bool) -> Parameter:
         """A variable with its slots and its gradient, on this device; by rows where the gradient is."""

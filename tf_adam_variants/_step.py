@@ -49,36 +49,28 @@ class Step(NamedTuple):
     rounding_key: Scalar  # below 2^32, of the random numbers that round weights
 
     @classmethod
-    def of(cls, update: Update, iterations: Any, learning_rate: Any, rounding_seed: Any = None) -> Step:
-        """The step after so many iterations, in float64."""
-        learning_rate = tf.cast(learning_rate, tf.float64)
-        correction_1 = correction_2 = tf.ones((), tf.float64)
-        if update.bias_correction:
-            t = tf.cast(iterations + 1, tf.float64)
-            correction_1 = _bias_correction(update.beta_1, t)
-            correction_2 = _bias_correction(update.beta_2, t)
+    def of(cls, update: Update, inputs: StepInputs) -> Step:
+        """An update's step, in float64: `tfav::step_of` of custom_ops/step_scalars.h."""
+        constants = Constants.of(update)
+        step = constants.step
+        rate = tf.cast(inputs.learning_rate, tf.float64)
+        t = tf.cast(inputs.iterations + 1, tf.float64)
+        correction_1 = _bias_correction(constants.log_beta_1, t)
+        correction_2 = _bias_correction(constants.log_beta_2, t)
         # With nu_2 = 1, numerator and denominator times sqrt(correction_2), so that v is used as it is.
         root = tf.sqrt(correction_2) if update.nu_2 == 1 else 1.0
-        factor = 1.0 if update.trust_ratio else learning_rate
-        low, high = update.trust_ratio_min, update.trust_ratio_max
-        return cls(
-            gradient_scale=1.0,
-            momentum_kept=update.beta_1 if is_small(update.beta_1) else 1.0,
-            momentum_forgotten=0.0 if is_small(update.beta_1) else 1 - update.beta_1,
-            beta_3=1 - update.beta_1 if update.grad_averaging else 1.0,
-            velocity_kept=update.beta_2 if is_small(update.beta_2) else 1.0,
-            velocity_forgotten=0.0 if is_small(update.beta_2) else 1 - update.beta_2,
-            one_minus_beta_2=1 - update.beta_2,
-            momentum_coefficient=root * (factor * update.nu_1 / correction_1),
-            gradient_coefficient=root * (factor * (1 - update.nu_1)),
-            velocity_coefficient=1.0 if update.nu_2 == 1 else update.nu_2 / correction_2,
-            squared_gradient_coefficient=1 - update.nu_2,
-            epsilon=root * update.epsilon,
-            weight_decay=_weight_decay(update, learning_rate),
-            learning_rate=learning_rate,
-            trust_ratio_min=0.0 if low is None else low,
-            trust_ratio_max=math.inf if high is None else high,
-            rounding_key=0.0 if rounding_seed is None else _rounding.step_key(rounding_seed, iterations),
+        factor = 1.0 if constants.trust_ratio else rate
+        scale, seed = inputs.gradient_scale, inputs.rounding_seed
+        peak = constants.decay_peak
+        return step._replace(
+            gradient_scale=1.0 if scale is None else scale,
+            momentum_coefficient=root * (factor * step.momentum_coefficient / correction_1),
+            gradient_coefficient=root * (factor * step.gradient_coefficient),
+            velocity_coefficient=1.0 if update.nu_2 == 1 else step.velocity_coefficient / correction_2,
+            epsilon=root * step.epsilon,
+            weight_decay=rate / peak * step.weight_decay if peak else step.weight_decay,
+            learning_rate=rate,
+            rounding_key=0.0 if seed is None else _rounding.step_key(seed, inputs.iterations),
         )
 
     def cast(self, dtype: tf.DType) -> Step:
@@ -96,22 +88,68 @@ def is_small(beta: float) -> bool:
     return beta < 0.5
 
 
-def _bias_correction(beta: float, t: Any) -> Any:
+def _bias_correction(log_beta: float, t: Any) -> Any:
     """1 - beta^t, without the cancellation that 1 - pow(beta, t) suffers for small t."""
-    return -tf.math.expm1(t * math.log(beta)) if beta else tf.ones_like(t)
+    return tf.ones_like(t) if log_beta == -math.inf else -tf.math.expm1(t * log_beta)
 
 
-def _weight_decay(update: Update, learning_rate: Any) -> Scalar:
-    """The coefficient of w in u."""
-    if not update.weight_decay:
+class StepInputs(NamedTuple):
+    """What the scalars of a step are made from besides the update, as tensors."""
+
+    iterations: Any  # how many updates there have been, int64
+    learning_rate: Any
+    gradient_scale: Any = None  # for clipping by the global norm, float64; None: 1
+    rounding_seed: Any = None  # uint32; None: nothing is rounded at random
+
+
+class Constants(NamedTuple):
+    """What is the same in every step of an update: `tfav::Constants` of custom_ops/step_scalars.h."""
+
+    step: Step  # as it is where the bias corrections and the learning rate are 1
+    log_beta_1: float  # -inf without a bias correction
+    log_beta_2: float
+    decay_peak: float  # the weight decay is that of `step` times learning_rate / decay_peak; 0: times 1
+    trust_ratio: bool  # whether there is one: no coefficient has the learning rate in it
+
+    @classmethod
+    def of(cls, update: Update) -> Constants:
+        """Those of this update, as Python numbers."""
+        low, high = update.trust_ratio_min, update.trust_ratio_max
+        step = Step(
+            gradient_scale=1.0,
+            momentum_kept=update.beta_1 if is_small(update.beta_1) else 1.0,
+            momentum_forgotten=0.0 if is_small(update.beta_1) else 1 - update.beta_1,
+            beta_3=1 - update.beta_1 if update.grad_averaging else 1.0,
+            velocity_kept=update.beta_2 if is_small(update.beta_2) else 1.0,
+            velocity_forgotten=0.0 if is_small(update.beta_2) else 1 - update.beta_2,
+            one_minus_beta_2=1 - update.beta_2,
+            momentum_coefficient=update.nu_1,
+            gradient_coefficient=1 - update.nu_1,
+            velocity_coefficient=update.nu_2,
+            squared_gradient_coefficient=1 - update.nu_2,
+            epsilon=update.epsilon,
+            weight_decay=update.weight_decay or 0.0,
+            learning_rate=1.0,
+            trust_ratio_min=0.0 if low is None else low,
+            trust_ratio_max=math.inf if high is None else high,
+            rounding_key=0.0,
+        )
+        log_beta_1, log_beta_2 = (
+            math.log(beta) if beta and update.bias_correction else -math.inf
+            for beta in (update.beta_1, update.beta_2)
+        )
+        return cls(step, log_beta_1, log_beta_2, _decay_peak(update), update.trust_ratio)
+
+
+def _decay_peak(update: Update) -> float:
+    """What the learning rate is divided by to give the factor of the weight decay; 0: the factor is 1."""
+    if not update.weight_decay or update.trust_ratio or update.weight_decay_mode == "independent":
         return 0.0
-    if update.trust_ratio or update.weight_decay_mode == "independent":
-        return update.weight_decay
     if update.weight_decay_mode == "learning_rate":
-        return learning_rate * update.weight_decay
+        return 1.0
     # Rounded as Keras rounds the learning rate, so that at the peak their quotient is exactly 1.
     floatx = tf.as_dtype(keras.config.floatx()).as_numpy_dtype
-    return learning_rate / float(floatx(update.peak_learning_rate)) * update.weight_decay
+    return float(floatx(update.peak_learning_rate))
 
 
 class Parameter(NamedTuple):

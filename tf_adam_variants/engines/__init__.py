@@ -1,7 +1,8 @@
 """Engines: ways to take a step. All compute the same step to rounding; `choose` picks the fastest that can.
 
-An engine is a module with the face of `Engine`. It is handed the description of the update, the scalars of
-the step and the variables, and knows nothing of Keras, of replicas or of where a gradient comes from.
+An engine is a module with the face of `Engine`. It is handed the description of the update, what the
+scalars of the step are made from and the variables, and knows nothing of Keras, of replicas or of where a
+gradient comes from.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import tensorflow as tf
-
-from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._step import Parameter, StepInputs, Workload
 from tf_adam_variants._update import Update
 from tf_adam_variants.engines import compiled_op, formula, resource_apply
 
@@ -24,19 +23,16 @@ class Engine(Protocol):
     def reason_against(self, update: Update, workload: Workload) -> str:
         """Why it cannot take a step in the present context, as the end of a sentence; '' where it can."""
 
-    def as_computed(self, update: Update, dtype: tf.DType) -> Update:
-        """The update with the hyperparameters as it rounds them in variables of this type."""
-
     def global_norm(self, gradients: Sequence[Any], device: str) -> Any:
         """The norm of all gradients of variables on this device, in float64. Slices must not repeat ids."""
 
-    def take(self, parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+    def take(self, parameters: Sequence[Parameter], update: Update, inputs: StepInputs, exact: bool) -> None:
         """Update variables and slots in place.
 
         Args:
             parameters: variables of one type.
-            update: which terms the step has.
-            step: its scalars.
+            update: what the step is.
+            inputs: what its scalars are made from besides.
             exact: whether rows that no slice names have a zero gradient; otherwise they do not change.
         """
 

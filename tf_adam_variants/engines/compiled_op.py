@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_adam_variants import _xla
-from tf_adam_variants._step import Parameter, Step, Workload
+from tf_adam_variants._step import Constants, Parameter, StepInputs, Workload
 from tf_adam_variants._update import Update
 from tf_adam_variants.fused import _library
 
@@ -77,11 +78,6 @@ def _is_of_this_process(device: tf.DeviceSpec) -> bool:
     return all(getattr(device, part) in (None, getattr(here, part)) for part in ("job", "replica", "task"))
 
 
-def as_computed(update: Update, dtype: tf.DType) -> Update:
-    """The update as it is."""
-    return update
-
-
 def global_norm(gradients: Sequence[Any], device: str) -> Any:
     """The norm of all gradients together, in float64, in one pass."""
     groups: dict[tf.DType, list[Any]] = {}
@@ -94,19 +90,33 @@ def global_norm(gradients: Sequence[Any], device: str) -> Any:
         return tf.sqrt(tf.add_n([squared_norm(gradients=group) for group in groups.values()]))
 
 
-def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+def take(parameters: Sequence[Parameter], update: Update, inputs: StepInputs, exact: bool) -> None:
     """Update variables and slots: by one op those with dense gradients, by one op each those with slices."""
-    packed = tf.stack([tf.convert_to_tensor(x, tf.float64) for x in step])
     dense: dict[tf.DType, list[Parameter]] = {}
     with tf.device(parameters[0].variable.device):
+        step = scalars(update, inputs)
         for parameter in parameters:
             if isinstance(parameter.gradient, tf.IndexedSlices):
-                _take_sparse(parameter, update, packed, exact)
+                _take_sparse(parameter, update, step, exact)
             else:
                 gradient = _in_a_type_of(parameter, parameter.gradient)
                 dense.setdefault(gradient.dtype, []).append(parameter._replace(gradient=gradient))
         for group in dense.values():
-            _take_dense(group, update, packed)
+            _take_dense(group, update, step)
+
+
+def scalars(update: Update, inputs: StepInputs) -> Any:
+    """The fields of `Step`, in one tensor."""
+    constants = Constants.of(update)
+    numbers = [*constants.step, *constants[1:]]
+    rate = inputs.learning_rate
+    return _library.load().tf_adam_variants_step_scalars(
+        iterations=tf.cast(inputs.iterations, tf.int64),
+        learning_rate=rate if rate.dtype in (tf.float32, tf.float64) else tf.cast(rate, tf.float64),
+        gradient_scale=[] if inputs.gradient_scale is None else [inputs.gradient_scale],
+        rounding_seed=[] if inputs.rounding_seed is None else [inputs.rounding_seed],
+        constants=struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers)),
+    )
 
 
 def _take_dense(group: Sequence[Parameter], update: Update, step: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_adam_variants import _rounding
-from tf_adam_variants._step import Parameter, Step, Workload, is_small
+from tf_adam_variants._step import Parameter, Step, StepInputs, Workload, is_small
 from tf_adam_variants._update import Update
 
 takes_slices = False
@@ -27,11 +27,6 @@ def reason_against(update: Update, workload: Workload) -> str:
     return ""
 
 
-def as_computed(update: Update, dtype: tf.DType) -> Update:
-    """The update as it is."""
-    return update
-
-
 def global_norm(gradients: Sequence[Any], device: str = "") -> Any:
     """The norm of all gradients together, in float64; each one's own is in its type, float32 at least."""
     values = [g.values if isinstance(g, tf.IndexedSlices) else tf.convert_to_tensor(g) for g in gradients]
@@ -39,8 +34,9 @@ def global_norm(gradients: Sequence[Any], device: str = "") -> Any:
     return tf.sqrt(2 * tf.add_n(halves))
 
 
-def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+def take(parameters: Sequence[Parameter], update: Update, inputs: StepInputs, exact: bool) -> None:
     """Update variables and slots, each by a few operations."""
+    step = Step.of(update, inputs)
     scales = tf.is_tensor(step.gradient_scale)
     rounding_key = step.rounding_key  # float32 would not hold it
     step = step.cast(parameters[0].momentum.dtype)

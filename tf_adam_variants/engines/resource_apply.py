@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_adam_variants import _xla
-from tf_adam_variants._step import Parameter, Step, Workload, is_small
+from tf_adam_variants._step import Parameter, Step, StepInputs, Workload, is_small
 from tf_adam_variants._update import Update
 from tf_adam_variants.engines.formula import global_norm as global_norm
 
@@ -38,7 +38,7 @@ def reason_against(update: Update, workload: Workload) -> str:
     return "a beta is 1 in the type of the variables" if max(computed) == 1 else ""
 
 
-def as_computed(update: Update, dtype: tf.DType) -> Update:
+def _as_computed(update: Update, dtype: tf.DType) -> Update:
     """The update with the betas whose 1 - beta the kernels use."""
     beta_1, beta_2 = _rounded(update.beta_1, dtype), _rounded(update.beta_2, dtype)
     return dataclasses.replace(update, beta_1=beta_1, beta_2=beta_2)
@@ -53,9 +53,10 @@ def _rounded(beta: float, dtype: tf.DType) -> float:
     return 1.0 - float(number(1) - number(beta))
 
 
-def take(parameters: Sequence[Parameter], update: Update, step: Step, exact: bool) -> None:
+def take(parameters: Sequence[Parameter], update: Update, inputs: StepInputs, exact: bool) -> None:
     """Update variables and slots, each by up to three kernels."""
     dtype = parameters[0].variable.dtype
+    step = Step.of(_as_computed(update, dtype), inputs)
     scales = tf.is_tensor(step.gradient_scale)
     beta_1, beta_2 = tf.constant(update.beta_1, dtype), tf.constant(update.beta_2, dtype)
     zero = tf.zeros((), dtype)

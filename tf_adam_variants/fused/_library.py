@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 NAME = "tf_adam_variants_ops.so"
-OPS = ("tf_adam_variants_dense_step", "tf_adam_variants_sparse_step", "tf_adam_variants_squared_norm")
+OPS = tuple(
+    f"tf_adam_variants_{name}" for name in ("dense_step", "sparse_step", "squared_norm", "step_scalars")
+)
 
 _HERE = Path(__file__).parent
 _lock = threading.Lock()
@@ -61,9 +63,18 @@ def reason() -> str:
     return found().reason
 
 
-@functools.cache
 def gpu_reason() -> str:
-    """Why the ops cannot run on this process's GPUs; '' where they can."""
+    """Why the ops cannot run on the GPUs that TensorFlow uses; '' where they can."""
+    # "/physical_device:GPU:1" is CUDA's number 1, also where TensorFlow is shown no other.
+    devices = [int(device.name.rpartition(":")[2]) for device in tf.config.get_visible_devices("GPU")]
+    if not devices and tf.config.list_physical_devices("GPU"):
+        return "TensorFlow is shown no GPU"
+    return _gpu_reason(tuple(devices or [0]))
+
+
+@functools.cache
+def _gpu_reason(devices: tuple[int, ...]) -> str:
+    """The same of these devices of CUDA. To ask one takes some of its memory: no other is asked."""
     _, library, build, reason = found()
     if library is None or build is None:
         return reason
@@ -74,9 +85,7 @@ def gpu_reason() -> str:
             "`python -m tf_adam_variants.fused build` builds them"
         )
     functions.tfav_gpu_error.restype = ctypes.c_char_p
-    # "/physical_device:GPU:1" is CUDA's number 1, also where TensorFlow is shown no other.
-    visible = [int(device.name.rpartition(":")[2]) for device in tf.config.get_visible_devices("GPU")]
-    for device in visible or [0]:
+    for device in devices:
         if error := functions.tfav_gpu_ready(device):
             message = functions.tfav_gpu_error(error).decode()
             return f"CUDA says of GPU {device}: {message}. The op's kernels are for {build.cuda}"

@@ -1,0 +1,171 @@
+"""The scalars of a step: those of the compiled op, those of the other engines, and the oracle's."""
+
+import itertools
+
+import cases
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+import tf_adam_variants as tav
+from tf_adam_variants._step import Step, StepInputs
+from tf_adam_variants._update import Update
+from tf_adam_variants.engines import compiled_op
+from tf_adam_variants.fused import _library
+
+ITERATIONS = (0, 1, 2, 9, 999, 10**6, 2**40)
+RATES = (np.float32(1e-3), 0.1, np.float32(2.0))
+BETAS = ({}, {"beta_1": 0.0, "beta_2": 0.3}, {"beta_1": 0.5, "beta_2": 0.999})
+MODES = ("learning_rate", "schedule", "independent")
+PEAK = 0.1
+SEED, SCALE = 0xFEDCBA98, 0.3
+# expm1 is right to 1 unit in the last place, on GPUs too, and passes on or damps the half unit of its argument; the
+# root halves that. With four more roundings a coefficient is within 1.5 + 0.75 + 4 * 0.5.
+ULPS = 4.25 * 2.0**-52
+
+UPDATES = [
+    (case, terms)
+    for case in cases.CASES
+    for betas in BETAS
+    for mode in (MODES if case.has_modes else MODES[:1])
+    for terms in [case.told | betas | ({"weight_decay_mode": mode} if case.has_modes else {})]
+]
+
+
+def update_of(case, terms):
+    peak = {"peak_learning_rate": PEAK} if terms.get("weight_decay_mode") == "schedule" else {}
+    return Update(**terms, **peak, trust_ratio=case.rule is oracle.lamb)
+
+
+def inputs_of(iterations, rate, scale=None, seed=None):
+    return StepInputs(
+        tf.constant(iterations, tf.int64),
+        tf.constant(rate, np.asarray(rate).dtype),
+        None if scale is None else tf.constant(scale, tf.float64),
+        None if seed is None else tf.constant(seed, tf.uint32),
+    )
+
+
+def by_the_op(update, inputs):
+    return Step(*compiled_op.scalars(update, inputs).numpy())
+
+
+def by_tensorflow(update, inputs):
+    return Step(*(np.float64(x) for x in Step.of(update, inputs)))
+
+
+def step_with(s, case, w, g, slots):
+    """The formula of `Step`."""
+    g = s.gradient_scale * g
+    m = s.momentum_kept * slots["m"] + s.beta_3 * g - s.momentum_forgotten * slots["m"]
+    v = s.velocity_kept * slots["v"] + s.one_minus_beta_2 * g**2 - s.velocity_forgotten * slots["v"]
+    if case.terms.get("amsgrad"):
+        v = np.maximum(v, slots["vhat"])
+    root = np.sqrt(s.velocity_coefficient * v + s.squared_gradient_coefficient * g**2)
+    u = (s.momentum_coefficient * m + s.gradient_coefficient * g) / (root + s.epsilon) + s.weight_decay * w
+    if case.rule is oracle.lamb:
+        ratio = np.sqrt(np.sum(w**2)) / np.sqrt(np.sum(u**2))
+        u = s.learning_rate * np.minimum(np.maximum(ratio, s.trust_ratio_min), s.trust_ratio_max) * u
+    return u
+
+
+def step_of_the_oracle(case, terms, w, g, slots, t, rate):
+    """Its arithmetic is that of what it is given: more digits than float64 has."""
+    terms = dict(terms)
+    mode = terms.pop("weight_decay_mode", "independent")
+    factor = {"learning_rate": rate, "schedule": rate / np.longdouble(np.float32(PEAK)), "independent": 1}[
+        mode
+    ]
+    decay = terms.pop("weight_decay", 0.0) * factor
+    exact = {k: np.longdouble(x) if isinstance(x, float) else x for k, x in terms.items()}
+    return w - case.rule(w, g, t, dict(slots), rate, decay, **exact)
+
+
+@pytest.mark.parametrize("way", [by_the_op, by_tensorflow])
+def test_they_make_the_oracle_s_step(way):
+    """In long double, so that the scalars' own rounding is all there is."""
+    rng = np.random.default_rng(0)
+    positive = lambda: np.longdouble(rng.uniform(0.5, 2.0, 3))  # noqa: E731
+    worst = 0.0
+    for (case, terms), iterations, rate in itertools.product(UPDATES, ITERATIONS, RATES):
+        slots = {"m": positive(), "v": positive(), "vhat": positive()}
+        wide = np.longdouble(rate)
+        w, g = wide * positive(), positive()  # no two terms cancel, and decay shows
+        s = way(update_of(case, terms), inputs_of(iterations, rate, SCALE))
+        have = step_with(Step(*map(np.longdouble, s)), case, w, g, slots)
+        want = step_of_the_oracle(case, terms, w, np.longdouble(SCALE) * g, slots, iterations + 1, wide)
+        error = np.max(np.abs(have - want) / np.abs(want))
+        assert error <= ULPS, (case.name, terms, iterations, rate, float(error / 2.0**-52))
+        worst = max(worst, error)
+    assert worst > 0
+
+
+def test_the_op_and_tensorflow_make_the_same():
+    """Numbers that do not depend on the count are the same to the last bit, and the key of rounding is."""
+    last_bits = dict.fromkeys(Step._fields, 0.0)
+    for (case, terms), iterations, rate in itertools.product(UPDATES, ITERATIONS, RATES):
+        inputs = inputs_of(iterations, rate, SCALE, SEED)
+        op, other = (way(update_of(case, terms), inputs) for way in (by_the_op, by_tensorflow))
+        for name, have, want in zip(Step._fields, op, other, strict=True):
+            error = 0.0 if have == want else abs(have - want) / abs(want)
+            last_bits[name] = max(last_bits[name], error)
+        assert op.rounding_key == oracle.rounding_key(SEED, iterations % 2**32)
+    of_the_count = ("momentum_coefficient", "gradient_coefficient", "velocity_coefficient", "epsilon")
+    assert max(last_bits[name] for name in of_the_count) <= ULPS
+    assert {name for name, error in last_bits.items() if error} <= set(of_the_count)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_any_type_of_learning_rate(dtype):
+    rate = tf.constant(0.1, dtype)
+    step = by_the_op(Update(beta_1=0.9, beta_2=0.999, epsilon=1e-8), StepInputs(tf.constant(3), rate))
+    assert step.learning_rate == float(rate)
+    assert step.gradient_scale == 1
+    assert step.rounding_key == 0
+
+
+def test_bias_corrections_do_not_cancel():
+    """1 - beta is 2^-40: 1 - pow(beta, t) would have 12 digits less than t log(beta)."""
+    beta = 1 - 2.0**-40
+    update = Update(beta_1=beta, beta_2=0.0, epsilon=1.0)
+    for way in (by_the_op, by_tensorflow):
+        step = way(update, inputs_of(2, np.float64(1)))
+        want = 3 * 2.0**-40 - 3 * 2.0**-80  # 1 - (1 - x)^3, without its last term
+        assert abs(1 / step.momentum_coefficient - want) <= ULPS * want
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"iterations": tf.constant([1], tf.int64)}, "scalar|rank 0"),
+        ({"learning_rate": tf.constant([0.1])}, "scalar|rank 0"),
+        ({"gradient_scale": [tf.constant(1.0, tf.float64)] * 2}, "at most one gradient_scale"),
+        ({"rounding_seed": [tf.constant(1, tf.uint32)] * 2}, "at most one gradient_scale and rounding_seed"),
+        ({"constants": [0] * 5}, "21 constants"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_op_checks_what_it_is_given(wrong, says, mode):
+    right = {"iterations": tf.constant(1, tf.int64), "learning_rate": tf.constant(0.1)}
+    right |= {"gradient_scale": [], "rounding_seed": [], "constants": [0] * 21}
+    step = lambda: _library.load().tf_adam_variants_step_scalars(**right | wrong)  # noqa: E731
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=says):
+        (step if mode == "eager" else tf.function(step))()
+
+
+@pytest.mark.parametrize("clipping", [{}, {"global_clipnorm": 1.0}])
+def test_a_traced_step_has_few_nodes(clipping):
+    """Reading and counting, the scalars, the step, and the clipping: as many for 50 variables as for two."""
+
+    def nodes(count):
+        weights = [tf.Variable(tf.ones(3)) for _ in range(count)]
+        optimizer = tav.AdamW(fused=True, **clipping)
+        optimizer.build(weights)
+        step = tf.function(lambda grads: optimizer.apply(grads, weights))
+        graph = step.get_concrete_function([tf.ones(3)] * count).graph.as_graph_def()
+        nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+        return [node.op for node in nodes if node.op != "Placeholder"]
+
+    assert nodes(2).count("TfAdamVariants>StepScalars") == 1
+    assert len(nodes(2)) == len(nodes(50)) <= (18 if clipping else 10)
