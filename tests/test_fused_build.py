@@ -1,5 +1,6 @@
 """The compiled library: found, built and loaded where it fits; a clear reason and nothing worse elsewhere."""
 
+import ctypes
 import functools
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ import tensorflow as tf
 
 from tf_adam_variants import fused
 from tf_adam_variants.fused import __main__ as cli
-from tf_adam_variants.fused import _build, _library
+from tf_adam_variants.fused import _build, _cache, _library
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUILD_IT = "python -m tf_adam_variants.fused build"
@@ -84,7 +85,6 @@ def entry(folder, contents=b"a library", **changes):
         "",
         "now",
         "none",
-        "",
     )
     (folder / "build.json").write_text(json.dumps(build._replace(**changes)._asdict()))
     return library
@@ -336,7 +336,7 @@ def test_who_comes_second_takes_what_is_there(opened, tmp_path):
     library = entry_in_cache(compiler="the first")
     for number, force in enumerate((False, True)):
         made = entry(tmp_path / str(number) / "made", compiler="the second").parent
-        _build._put(made, library.parent, force)
+        _cache.put(made, library.parent, force)
         assert _library.checked(library.parent).compiler == ("the second" if force else "the first")
         assert made.exists() != force
 
@@ -449,9 +449,9 @@ def test_where_there_is_nvcc_kernels_for_gpus_are_compiled(stand_in, capsys):
     build = _library.checked(folder)
     assert build.cuda == told
     assert "-gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90" in build.flags
-    assert cli.main(["build", "--keep", "--cuda-arch", "100,75,100"]) == 0
+    assert cli.main(["build", "--cuda-arch", "100,75,100"]) == 0
     assert "kernels for GPUs: 75, 100 and PTX of 100" in capsys.readouterr().out
-    assert cli.main(["build", "--keep", "--no-cuda"]) == 0
+    assert cli.main(["build", "--no-cuda"]) == 0
     assert "kernels for GPUs: none (--no-cuda)" in capsys.readouterr().out
     assert len(entries()) == 3
 
@@ -461,7 +461,7 @@ def test_the_library_asked_for_last_is_used(stand_in, capsys, monkeypatch):
     monkeypatch.setattr(_library, "_open", lambda library: "ops")
     with_cuda = _build.build()
     os.utime(with_cuda, (1000, 1000))
-    without = _build.build(cuda=False, keep=True)
+    without = _build.build(cuda=False)
     assert search().library.parent == without
     os.utime(without, (2000, 2000))
     _build.build()
@@ -523,35 +523,85 @@ def test_architectures_that_are_none(capsys, text):
 # -- what is left in the cache ---------------------------------------------------------------------------
 
 
-def test_what_a_build_replaces_is_removed(stand_in, capsys, monkeypatch, tmp_path):
-    """Libraries for this TensorFlow of the same installation, or of one that is gone; with --keep none."""
-    stand_in()
-    sources, gone = str(_library.sources()), str(tmp_path / "gone")
-    version = tf.__version__
-    for name, built_in in {
-        f"tf{version}-ours": sources,
-        f"tf{version}-of one that is gone": gone,
-        f"tf{version}-another's": str(tmp_path),
-        "tf1.15.0-ours": sources,
-    }.items():
-        entry(_library.cache() / name, sources="others", built_in=built_in)
-    (_library.cache() / ".building-now").mkdir()
-    old = _library.cache() / ".building-of a killed process"
-    old.mkdir()
-    os.utime(old, (1000, 1000))
+def long_unused(name, **changes):
+    """A library in the cache that was built and used 31 days ago."""
+    library = entry(_library.cache() / name, **changes)
+    before = time.time() - 31 * 24 * 60 * 60
+    for path in (library, library.parent):
+        os.utime(path, (before, before))
+    return library
 
-    before = entries()
-    with monkeypatch.context() as patch:
-        patch.setattr(_build, "_LINK", [*_build._LINK, "-another-flag"])
-        assert cli.main(["build", "--keep"]) == 0
-    (kept,) = set(entries()) - set(before)
-    assert cli.main(["build"]) == 0
-    made = _build.build().name
-    left = {made, f"tf{version}-another's", "tf1.15.0-ours", ".building-now"}
-    assert set(entries()) == left
+
+@pytest.mark.parametrize("how", ["built", "already built", "kept"])
+def test_build_removes_what_nothing_uses(stand_in, capsys, how):
+    """Whatever it was built for: who uses it loads it."""
+    stand_in()
+    if how == "already built":
+        _build.build()
+    day, now = 24 * 60 * 60, time.time()
+    old = [
+        long_unused("tf1.15.0-0123456789abcdef", tensorflow="1.15.0", contents=b"0" * 2**20),
+        long_unused(f"tf{tf.__version__}-0123456789abcde0"),
+        long_unused(f"tf{tf.__version__}-0123456789abcde1"),
+    ]
+    old[2].with_name("build.json").unlink()
+    os.utime(old[2].parent, (0, now - 31 * day))
+    asked_for, marked, read = (long_unused(f"tf{tf.__version__}-0123456789abcdf{n}") for n in range(3))
+    os.utime(asked_for.parent, (0, now - 29 * day))
+    os.utime(marked, (0, now - 29 * day))
+    os.utime(read, (now - 29 * day, 0))
+    others = [long_unused("tf-models"), long_unused("tf2.21.0-notes")]
+    (_library.cache() / "tf0-0123456789abcdef").symlink_to(others[0].parent)
+    for name, age in {".building-killed": 2 * day, ".building-now": day / 2}.items():
+        (_library.cache() / name / "made").mkdir(parents=True)
+        os.utime(_library.cache() / name, (now - age, now - age))
+    (_library.cache() / ".building-ended").symlink_to("/nowhere")
+
+    before = {*entries()}
+    capsys.readouterr()
+    assert cli.main(["build", *(["--keep"] if how == "kept" else [])]) == 0
     printed = capsys.readouterr().out
-    for name in (kept, f"tf{version}-ours", f"tf{version}-of one that is gone", old.name):
-        assert f"Removed {_library.cache() / name}" in printed
+    gone = {*(library.parent.name for library in old), ".building-killed"} if how != "kept" else set()
+    assert before - {*entries()} == gone
+    assert len({*entries()} - before) == (how != "already built")
+    told = [line for line in printed.splitlines() if "emoved" in line]
+    assert len(told) == len(gone)
+    for name in gone:
+        size, days = ("1.0", 31) if name.startswith("tf1") else ("0.0", 2 if name.startswith(".") else 31)
+        assert f"Removed {_library.cache() / name}: {size} MiB, unused for {days} days" in told
+
+
+def test_who_loads_a_library_marks_it(opened, tmp_path):
+    library = long_unused(f"tf{tf.__version__}-0123456789abcdef")
+    built = library.parent.stat().st_mtime
+    assert search().library == library
+    assert library.stat().st_mtime > time.time() - 1000
+    assert library.parent.stat().st_mtime == built  # the order in which they are searched
+    _cache.remove_unused()
+    assert search().library == library
+
+
+def test_what_cannot_be_removed(stand_in, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    stand_in()
+    library = long_unused(f"tf{tf.__version__}-0123456789abcdef")
+    monkeypatch.setattr(shutil, "rmtree", refuse)  # root can remove whatever a test can make
+    _cache.remove_unused()
+    assert capsys.readouterr().out == f"Not removed: [Errno 13] Permission denied: '{library.parent}'\n"
+
+
+@needs_compiler
+def test_who_has_loaded_what_is_removed_keeps_it(opened, tmp_path):
+    code = 'extern "C" int seven() { return 7; } extern "C" const char* text() { return "still here"; }'
+    library = long_unused("tf0-0123456789abcdef", contents=shared_object(tmp_path, code))
+    functions = ctypes.CDLL(str(library))
+    os.utime(library, (0, 0))
+    _cache.remove_unused()
+    assert not entries()
+    functions.text.restype = ctypes.c_char_p
+    assert (functions.seven(), functions.text()) == (7, b"still here")
 
 
 PATHS = {
@@ -579,12 +629,12 @@ def test_what_others_can_write_is_not_loaded(opened, path):
 def test_what_belongs_to_another_user_is_not_loaded(opened, path, monkeypatch):
     library = entry_in_cache()
     suspect, user = PATHS[path](library), os.geteuid()
+    owner = user + 1
     if user == 0:
-        os.chown(suspect, 1234, -1)
-        owner = 1234
+        os.chown(suspect, owner, -1)
     else:  # who is not root cannot give files away, but can be told to be another
-        monkeypatch.setattr(os, "geteuid", lambda: 1234)
-        owner, user = user, 1234
+        owner, user = user, owner
+        monkeypatch.setattr(os, "geteuid", lambda: user)
     found = search()
     assert (found.ops, opened) == (None, [])
     assert f"belongs to user {owner}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE" in found.reason
@@ -607,6 +657,8 @@ def test_what_is_built_is_loaded_whatever_the_umask(stand_in, monkeypatch, umask
     finally:
         os.umask(before)
     assert search().library == folder / _library.NAME
+    for path in (folder, *folder.iterdir()):
+        assert not path.stat().st_mode & (umask | 0o022)
 
 
 def test_a_cache_that_others_can_write_is_not_built_in(stand_in, capsys):

@@ -64,7 +64,6 @@ def build(cache):
         "-O3",
         "now",
         "on a CPU",
-        str(_library.sources()),
     )
     (folder / "build.json").write_text(json.dumps(made._asdict()))
 

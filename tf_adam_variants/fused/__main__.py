@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tf_adam_variants import fused
-from tf_adam_variants.fused import _build
+from tf_adam_variants.fused import _build, _cache
 
 
 def _architectures(text: str) -> tuple[str, ...]:
@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile the op", description=about)
     build.add_argument("--force", action="store_true", help="even if it is built already")
     build.add_argument(
-        "--keep", action="store_true", help="leave the libraries that this installation built before"
+        "--keep",
+        action="store_true",
+        help=f"leave the libraries that nothing has loaded for {_cache.UNUSED_DAYS} days; they are "
+        "removed otherwise",
     )
     gpus = build.add_mutually_exclusive_group()
     gpus.add_argument("--no-cuda", action="store_true", help="without the kernels for GPUs")
@@ -58,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(fused.status())
         return 0 if fused.is_available() else 1
     try:
-        _build.build(parsed.force, not parsed.no_cuda, parsed.cuda_arch, parsed.keep)
+        _build.build(parsed.force, not parsed.no_cuda, parsed.cuda_arch)
+        if not parsed.keep:
+            _cache.remove_unused()
     except (RuntimeError, OSError) as error:
         print(f"Not built. {error}", file=sys.stderr)
         return 1

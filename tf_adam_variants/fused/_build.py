@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_adam_variants.fused import _library
+from tf_adam_variants.fused import _cache, _library
 
 _ALL = ["-fPIC", "-fvisibility=hidden"]
 _PLAIN = ["-std=c++17", *_ALL]
@@ -33,7 +33,6 @@ _CUDA_LINK = ["-shared", "-cudart", "none", "-nodlink", "-Xlinker", "--no-undefi
 _CUDA_RUNTIME = ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
 CUDA_ARCHITECTURES = ("80", "90")
 _OLDEST_CUDA = (11, 8)
-_SCRATCH, _A_DAY = ".building-", 24 * 60 * 60
 _TRY = (
     "import sys, tensorflow as tf; o = tf.load_op_library(sys.argv[1]); [getattr(o, n) for n in sys.argv[2:]]"
 )
@@ -105,16 +104,13 @@ def version(command: Sequence[str]) -> str:
     return _run([*command, "--version"]).partition("\n")[0]
 
 
-def build(
-    force: bool = False, cuda: bool = True, architectures: Sequence[str] = (), keep: bool = False
-) -> Path:
+def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] = ()) -> Path:
     """Build the library into the cache, unless it is there, and print what is done.
 
     Args:
         force: whether to build it even if it is there.
         cuda: whether to compile the kernels for GPUs too, where there is nvcc.
         architectures: for which ones: compute capabilities without the dot. Given, they are insisted on.
-        keep: whether to leave the libraries that this one replaces.
 
     Returns:
         Its folder.
@@ -143,8 +139,8 @@ def build(
     flags = flags.replace(tf.sysconfig.get_lib(), "TENSORFLOW")  # the same for all virtual environments
     sources = _library.source_hash()
     key = hashlib.sha256("\n".join([built_by, sysconfig.get_platform(), flags, sources]).encode()).hexdigest()
-    folder = _library.cache() / f"tf{tf.__version__}-{key[:16]}"
-    if not force and _fits(folder):
+    folder = _cache.folder_of(key)
+    if not force and _cache.fits(folder):
         os.utime(folder)  # the newest is the one that is used
         print(f"Already built: {folder / _library.NAME} (--force builds it anew)")
         return folder
@@ -179,7 +175,6 @@ def build(
         report("linked")
         _run([sys.executable, "-c", _TRY, str(library), *_library.OPS])  # it may crash, and not this process
         report("loaded by a new process")
-        library.chmod(0o755)  # whatever the umask: others must not write it
         size, digest = _library.fingerprint(library)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         description = _library.Build(
@@ -192,35 +187,11 @@ def build(
             flags=flags,
             time=now,
             cuda=gpu_kernels,
-            built_in=str(_library.sources()),
         )
         (made / "build.json").write_text(json.dumps(description._asdict(), indent=2) + "\n")
-        _put(made, folder, force)
+        _cache.put(made, folder, force)
     report(str(folder / _library.NAME))
-    if not keep:
-        _remove_replaced(folder)
     return folder
-
-
-def _remove_replaced(folder: Path) -> None:
-    """Remove libraries for this TensorFlow that the same installation built before, or one that is gone.
-
-    Those of other installations are left, which may be in use. So are those of before that a process has
-    loaded, until it ends: the file system keeps what is mapped.
-    """
-    for other in folder.parent.glob(f"tf{tf.__version__}-*"):
-        try:
-            built_in = json.loads((other / "build.json").read_text()).get("built_in", "")
-        except (OSError, ValueError, AttributeError):
-            built_in = ""
-        if other != folder and (built_in == str(_library.sources()) or not Path(built_in).is_dir()):
-            size = sum(file.stat().st_size for file in other.iterdir())
-            shutil.rmtree(other, ignore_errors=True)
-            print(f"Removed {other} ({size / 2**20:.1f} MiB), which this one replaces (--keep leaves such)")
-    for scratch in folder.parent.glob(f"{_SCRATCH}*"):
-        if time.time() - scratch.stat().st_mtime > _A_DAY:
-            shutil.rmtree(scratch, ignore_errors=True)
-            print(f"Removed {scratch}, which a build left that was killed")
 
 
 class _Unit(NamedTuple):
@@ -277,41 +248,10 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder next to the library's, so that it can be renamed."""
-    cache = _library.cache()
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.mkdir(mode=0o755, exist_ok=True)
-        _library.check_nobody_else_writes(cache)
-        return tempfile.TemporaryDirectory(dir=cache, prefix=_SCRATCH)
+        return _cache.scratch()
     except ValueError as error:
         raise BuildError(f"What is built there would not be loaded: {error}") from error
     except OSError as error:
         message = f"The cache cannot be written: {error}. Set TF_ADAM_VARIANTS_CACHE to a folder that can be"
         raise BuildError(message) from error
-
-
-def _put(made: Path, folder: Path, force: bool) -> None:
-    """Rename `made` to `folder`, unless another process was faster."""
-    while True:
-        try:
-            made.rename(folder)
-            return
-        except OSError:
-            if not folder.exists():
-                raise
-        if not force and _fits(folder):
-            return
-        # What is there is moved into the scratch folder. Another process may remove or replace it meanwhile.
-        try:
-            folder.rename(tempfile.mkdtemp(dir=made.parent))
-        except FileNotFoundError:
-            continue
-
-
-def _fits(folder: Path) -> bool:
-    try:
-        _library.checked(folder)
-    except ValueError:
-        return False
-    return True

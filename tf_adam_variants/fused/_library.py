@@ -7,6 +7,7 @@ other sources, or lies in the cache where somebody else can write.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -41,7 +42,6 @@ class Build(NamedTuple):
     flags: str
     time: str
     cuda: str  # the architectures of its kernels for GPUs, or why it has none
-    built_in: str  # the folder of the sources
 
 
 class Found(NamedTuple):
@@ -173,7 +173,11 @@ def _found() -> Found:
         for folder in _folders():
             try:
                 build = checked(folder)
-                return Found(_open(folder / NAME), folder / NAME, build)
+                ops = _open(folder / NAME)
+                if folder != _HERE / "lib":
+                    with contextlib.suppress(OSError):  # another user's
+                        os.utime(folder / NAME)  # it is in use: `build` leaves it
+                return Found(ops, folder / NAME, build)
             except Exception as error:  # whatever is wrong with it, training goes on without
                 problems.append(
                     f"The compiled op in {folder} cannot be used: {error}. {command} --force` builds it anew."
