@@ -178,7 +178,7 @@ def copy(kernels, memory, size):
 
 
 def of_torch(torch, sizes):
-    """AdamW's two fast forms, which move what ours moves, on variables that they share."""
+    """AdamW's two fast forms, on variables that they share. `capturable`, for graphs, costs launches."""
     weights = [torch.rand(size, device="cuda", requires_grad=True) for size in sizes]
     for w in weights:
         w.grad = torch.rand_like(w)
@@ -195,7 +195,8 @@ def sparse_adam_of_torch(torch, table):
     w.grad = torch.sparse_coo_tensor(
         ids, torch.rand(ids.shape[1], table.width, device="cuda"), w.shape
     ).coalesce()
-    return Contestant(torch.optim.SparseAdam([w], lr=1e-4).step, table.bytes(False))
+    moved = 28 * w.grad._nnz() * table.width  # the ids are summed before: it does less than ours
+    return Contestant(torch.optim.SparseAdam([w], lr=1e-4).step, moved)
 
 
 # -- time --------------------------------------------------------------------------------------------------
@@ -237,14 +238,17 @@ def measure(memory, contestants, rounds, say):
     torch = memory.torch
     seconds = functools.partial(seconds_on_gpu, torch) if torch else seconds_on_cpu
     timed = {}  # name, how: a function, how often it is called in a window, and how many steps a call has
+
+    def add(name, how, call, steps):
+        call()
+        count = max(3, min(20_000, math.ceil(WINDOW / max(seconds(call, 3), 1e-7)))) if torch else 1
+        timed[name, how] = call, count, steps
+
     for name, (step, _) in contestants.items():
-        step()
-        count = max(3, min(2000, math.ceil(WINDOW / max(seconds(step, 3), 1e-7)))) if torch else 1
-        timed[name, "launched"] = step, count, 1
+        add(name, "launched", step, 1)
         if torch:
-            steps = min(count, 20)
             try:
-                timed[name, "graph"] = graph_of(torch, step, steps), math.ceil(count / steps), steps
+                add(name, "graph", graph_of(torch, step, 20), 20)
             except RuntimeError as error:
                 say(f"no graph of {name}: {str(error).splitlines()[0]}")
                 torch.cuda.synchronize()
@@ -259,8 +263,8 @@ def measure(memory, contestants, rounds, say):
     return found
 
 
-def bench(kernels, memory, rounds, say=lambda text: None):
-    """The results of all sets and tables, by their names and the contestants'."""
+def bench(kernels, memory, rounds, say=lambda text: None, keep=lambda results: None):
+    """The results of all sets and tables, by their names and the contestants'; kept after each one."""
     tiny = isinstance(memory, OnCpu)
     results = {}
     for name, sizes in (TINY if tiny else SETS).items():
@@ -271,6 +275,7 @@ def bench(kernels, memory, rounds, say=lambda text: None):
         if held.torch:
             contestants |= of_torch(held.torch, sizes)
         results[name] = measure(held, contestants, rounds, say)
+        keep(results)
         free(held, contestants)
     for name, table in tables(tiny).items():
         say(name)
@@ -281,6 +286,7 @@ def bench(kernels, memory, rounds, say=lambda text: None):
         if held.torch:
             contestants["torch SparseAdam, ids summed before"] = sparse_adam_of_torch(held.torch, table)
         results[name] = measure(held, contestants, rounds, say)
+        keep(results)
         free(held, contestants)
     return results
 

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ import cuda_bench
 import cuda_kernels
 
 TESTS = Path(__file__).resolve().parent
+ON_CPU = TESTS / "cuda_on_cpu"
 ROOT = TESTS.parent
 PARTS = {"environment": 30, "check": 150, "sanitize": 180, "bench": 150, "tensorflow": 85}  # seconds at most
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
@@ -79,8 +81,12 @@ def sanitize(on_cpu):
         return {"not run": "no compute-sanitizer on the PATH"}
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        library = cuda_kernels.build(folder)
-        return {tool: sanitized(tool, library) for tool in SANITIZERS}
+        library, results = cuda_kernels.build(folder), {}
+        for tool in SANITIZERS:
+            say(tool)
+            results[tool] = sanitized(tool, library)
+            keep(results)
+        return results
 
 
 def sanitized(tool, library):
@@ -99,7 +105,7 @@ def bench(on_cpu):
     memory = cuda_kernels.OnCpu() if on_cpu else cuda_kernels.WithTorch()
     with tempfile.TemporaryDirectory() as folder:
         kernels = cuda_kernels.Kernels(cuda_kernels.build(folder, on_cpu))
-        return cuda_bench.bench(kernels, memory, 3 if on_cpu else 11, say)
+        return cuda_bench.bench(kernels, memory, 3 if on_cpu else 11, say, keep)
 
 
 def tensorflow(on_cpu):
@@ -116,6 +122,8 @@ def tensorflow(on_cpu):
         return {"not run": "TensorFlow sees no GPU"}
     if not fused.is_available():
         return {"not run": fused._library.reason()}
+    if not on_cpu and fused._library.gpu_reason():
+        return {"not run": fused._library.gpu_reason()}
     contestants = update_contestants([(8, 8), (8,)] if on_cpu else shapes.resnet50())
     times = {name: [] for name in contestants}
     for name, step in contestants.items():
@@ -199,28 +207,49 @@ def say(text):
     print(f"    {text}", file=sys.stderr, flush=True)
 
 
-def sources():
-    """A hash of all that a result depends on."""
-    files = [*(ROOT / "custom_ops").glob("*.*"), *TESTS.glob("cuda_*.py"), Path(__file__)]
+def keep(results):
+    """Leave what there is of a part, should its time end."""
+    print(json.dumps(results), flush=True)
+
+
+def key(on_cpu):
+    """A hash of all that a result depends on: the sources and the device."""
+    files = [*(ROOT / "custom_ops").glob("*.*"), *(ROOT / "tf_adam_variants").rglob("*.py")]
+    files += [
+        *TESTS.glob("cuda_*.py"),
+        *ON_CPU.glob("*.h"),
+        TESTS / "oracle.py",
+        ROOT / "examples" / "shapes.py",
+    ]
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted([*files, Path(__file__)]):
         digest.update(file.read_bytes())
-    return digest.hexdigest()
+    device = "a CPU" if on_cpu else output_of("nvidia-smi", "-L")
+    return hashlib.sha256(device.encode() + digest.digest()).hexdigest()
 
 
 def run_part(name, on_cpu):
-    """The record of one part, run in a process of its own."""
+    """The record of one part, run in a process of its own, whose children end with it."""
     begin = time.monotonic()
     command = [sys.executable, __file__, "--part", name, *(["--on-cpu"] if on_cpu else [])]
-    record = {"sources": sources(), "ended": None}
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=PARTS[name], text=True)
-        if done.returncode == 0:
-            record["result"] = json.loads(done.stdout.splitlines()[-1])
-        else:
-            record["error"] = (done.stdout.splitlines() or [f"exit status {done.returncode}"])[-1]
-    except subprocess.TimeoutExpired:
-        record["error"] = f"not done after {PARTS[name]} s"
+    record = {"key": key(on_cpu)}
+    with tempfile.TemporaryFile("w+") as printed:
+        part = subprocess.Popen(command, stdout=printed, start_new_session=True)
+        try:
+            status = part.wait(PARTS[name])
+            error = f"exit status {status}" if status else None
+        except subprocess.TimeoutExpired:
+            error = f"not done after {PARTS[name]} s"
+            os.killpg(part.pid, signal.SIGKILL)
+            part.wait()
+        printed.seek(0)
+        lines = printed.read().splitlines()
+    results = [line for line in lines if line.startswith("{")]
+    if results:
+        record["result"] = json.loads(results[-1])
+    if error:
+        last = lines[-1] if lines and not lines[-1].startswith("{") else ""
+        record["error"] = f"{error}. {last}".removesuffix(". ")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return record | {"ended": now, "seconds": round(time.monotonic() - begin, 1)}
 
@@ -249,7 +278,7 @@ def run(out, on_cpu, again):
     report = json.loads(numbers.read_text()) if numbers.exists() else {}
     for name in PARTS:
         known = report.get(name, {})
-        if "result" in known and known["sources"] == sources() and name not in again:
+        if "result" in known and "error" not in known and known["key"] == key(on_cpu) and name not in again:
             print(f"{name}: there already")
             continue
         print(f"{name} ...", flush=True)
@@ -257,6 +286,7 @@ def run(out, on_cpu, again):
         print(f"{name}: {report[name].get('error', 'done')} ({report[name]['seconds']} s)", flush=True)
         write(numbers, json.dumps(report, indent=1) + "\n")
         write(page_file, page(report))
+    write(page_file, page(report))
     print(page_file)
     return sum("error" in report[name] for name in PARTS)
 
@@ -315,9 +345,10 @@ def page(report):
         record = report.get(name)
         if record is None:
             parts.append(f"{NOT_MEASURED.capitalize()}.\n")
-        elif "error" in record:
+            continue
+        if "error" in record:
             parts.append(f"Failed: `{record['error']}`\n")
-        else:
+        if "result" in record:
             parts.append(PAGES[name](record["result"]))
     return "\n".join(parts)
 
@@ -379,6 +410,8 @@ def main(arguments=None):
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     out = options.out or (ROOT / "build" / "gpu-report" if options.on_cpu else ROOT / "docs")
+    if options.on_cpu and out.resolve() == ROOT / "docs":
+        parser.error("a rehearsal is not written into docs")
     if options.page:
         numbers = out / "gpu-report.json"
         write(out / "gpu-report.md", page(json.loads(numbers.read_text()) if numbers.exists() else {}))

@@ -1,8 +1,7 @@
 """`make gpu-report`, as far as it can be seen without a GPU."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import cuda_bench
@@ -24,7 +23,7 @@ def test_the_rehearsal(tmp_path, capsys):
     assert "AdamW, fused, split" in page
     assert "Failed" not in page
 
-    report["sanitize"] = {"sources": gpu_report.sources(), "error": "killed", "ended": None, "seconds": 1}
+    report["sanitize"] = {"key": gpu_report.key(True), "error": "killed", "ended": None, "seconds": 1}
     (tmp_path / "gpu-report.json").write_text(json.dumps(report))
     assert gpu_report.main(["--page", "--out", str(tmp_path)]) == 0
     assert "Failed: `killed`" in (tmp_path / "gpu-report.md").read_text()
@@ -34,15 +33,37 @@ def test_the_rehearsal(tmp_path, capsys):
     assert (tmp_path / "gpu-report.md").read_text() == page
 
 
-def test_a_part_that_fails(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_report, "PARTS", {"environment": 0.01, "sanitize": 20})
-    assert gpu_report.main(["--on-cpu", "--out", str(tmp_path)]) == 1
-    assert "environment: not done after 0.01 s" in capsys.readouterr().out
-    assert "result" in json.loads((tmp_path / "gpu-report.json").read_text())["sanitize"]
-    command = [sys.executable, gpu_report.__file__, "--part", "check"]  # without a GPU, or without nvcc
-    if gpu_report.cuda_kernels.nvcc() is None:
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1
+def command_line(pid):
+    try:
+        return Path("/proc", pid, "cmdline").read_text()
+    except OSError:  # no process, or no more
+        return ""
+
+
+def test_a_part_that_takes_too_long_ends_with_its_children(tmp_path, monkeypatch, capsys):
+    """What there is of it is kept, the others go on, and it is run again."""
+    program = tmp_path / "part.py"
+    program.write_text(
+        "import subprocess, sys\n"
+        'print(\'{"memcheck": "no error"}\', flush=True)\n'
+        f"subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', {str(tmp_path)!r}])\n"
+    )
+    monkeypatch.setattr(gpu_report, "__file__", str(program))
+    monkeypatch.setattr(gpu_report, "PARTS", {"sanitize": 2})
+    for _ in range(2):
+        assert gpu_report.main(["--on-cpu", "--out", str(tmp_path)]) == 1
+        assert "sanitize: not done after 2 s" in capsys.readouterr().out
+    page = (tmp_path / "gpu-report.md").read_text()
+    assert "Failed: `not done after 2 s`" in page
+    assert "- memcheck: no error" in page
+    assert not [pid for pid in os.listdir("/proc") if str(tmp_path) in command_line(pid)]
+
+
+def test_a_rehearsal_is_not_for_the_docs(capsys):
+    for more in ([], ["--page"]):
+        with pytest.raises(SystemExit, match="2"):
+            gpu_report.main(["--on-cpu", *more, "--out", str(ROOT / "docs")])
+        assert "not written into docs" in capsys.readouterr().err
 
 
 def test_the_figures_on_paper():
