@@ -78,6 +78,26 @@ def test_what_was_found_before_an_error_is_kept(tmp_path, monkeypatch):
     assert lines == [["first", {"ms": 1}], "RuntimeError: second"]
 
 
+def test_what_was_found_in_time_is_kept(tmp_path, monkeypatch):
+    """Of a part that takes too long; it is run again."""
+    program = tmp_path / "part.py"
+    program.write_text(
+        "import sys, time\n"
+        "with open(sys.argv[sys.argv.index('--to') + 1], 'a') as lines:\n"
+        '    print(\'["tiny", {}]\\n["half a\', file=lines, end="", flush=True)\n'
+        "    time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu_report, "__file__", str(program))
+    monkeypatch.setattr(gpu_report, "PARTS", {"launches": 2})
+    monkeypatch.setattr(gpu_report, "sources", lambda: "the same")
+    for _ in range(2):
+        assert gpu_report.main(["--on-cpu", "--out", str(tmp_path)]) == 1
+        record = report_in(tmp_path)["launches"]
+        assert (record["result"], record["error"]) == ({"tiny": {}}, "not done after 2 s")
+        assert record.pop("ended")
+    assert "Failed:\n\n    not done after 2 s\n" in (tmp_path / "gpu-report.md").read_text()
+
+
 @pytest.mark.skipif(not shutil.which("sh"), reason="no shell")
 def test_nothing_goes_on_after_a_part_that_took_too_long(tmp_path):
     os.mkfifo(tmp_path / "fifo")
