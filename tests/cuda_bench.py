@@ -2,9 +2,10 @@
 
 A contestant is a step and the bytes that it must move. Contestants take turns, round by round, in windows of
 at least 20 ms; each is measured by launches one after the other and, where PyTorch can record one, by a CUDA
-graph of its steps, which takes the host's time out.
+graph of 20 steps, which takes the host's time out. The copy moves as many bytes as AdamW's step does.
 """
 
+import ctypes
 import functools
 import math
 import statistics
@@ -20,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import shapes
 
 ADAMW, QHADAMW, LAMB = CASES[0], Case("QHAdamW", CASES[2].rule, CASES[2].terms), CASES[4]
-VARIABLES_A_LAUNCH = 448
 WINDOW = 0.02  # seconds
+STEPS_OF_A_GRAPH = 20
 
 SETS = {
     "BERT-base": [math.prod(shape) for shape in shapes.bert()],
@@ -29,7 +30,18 @@ SETS = {
     "one of 100 million": [10**8],
     "500 small": [math.prod(shape) for shape in shapes.small()],
 }
-TINY = {"tiny": [3000, 17]}
+TINY = {"tiny": [3000, 17], "large": [17, 70_000], "61 small": [5] * 61}
+
+
+class Cuts(NamedTuple):
+    """Of gpu_dense.cu: elements of a chunk, variables of a launch, and chunks that are summed in groups."""
+
+    chunk: int
+    variables: int
+    many_chunks: int
+
+
+ON_GPU, ON_CPU = Cuts(4096, 448, 4096), Cuts(512, 60, 128)  # as in cuda_on_cpu
 
 
 class Kept(NamedTuple):
@@ -54,9 +66,12 @@ class Kept(NamedTuple):
             return (once + 8 + element) + (once + element + master)
         return once + once + element
 
-    @property
-    def launches(self):
-        return 3 if self.case.lamb else 1
+    def launches(self, sizes, cuts=ON_GPU):
+        """LAMB: norms, trust ratios, weights; where a variable has many chunks, their groups as well."""
+        batches = [sizes[i : i + cuts.variables] for i in range(0, len(sizes), cuts.variables)]
+        if not self.case.lamb:
+            return len(batches)
+        return sum(3 + (max(batch) > (cuts.many_chunks - 1) * cuts.chunk) for batch in batches)
 
 
 DENSE = [
@@ -95,13 +110,14 @@ def tables(tiny):
 class Contestant(NamedTuple):
     step: Any
     bytes: int
+    recorded: Any  # the step for a CUDA graph; None where it must not be recorded
 
 
 class Memory:
     """Arrays of random numbers in the memory of the device, kept as long as this lives."""
 
     def __init__(self, memory):
-        self.memory, self.kept = memory, []
+        self.memory, self.kept, self.capture_failed = memory, [], False
         self.torch = getattr(memory, "torch", None)
 
     def stream(self):
@@ -126,6 +142,11 @@ class Memory:
     def scratch(self, launch, needed):
         launch.scratch, launch.scratch_bytes = self.of(np.zeros(max(needed, 16), np.uint8)), needed
 
+    def free(self):
+        self.kept.clear()
+        if self.torch and not self.capture_failed:  # after which this is an error inside PyTorch
+            self.torch.cuda.empty_cache()
+
 
 def ours(kernels, memory, kept, sizes):
     element = 2 if kept.type is BFLOAT16 else 4
@@ -142,7 +163,7 @@ def ours(kernels, memory, kept, sizes):
         launch.stream = memory.stream()
         kernels.dense(parameters, len(sizes), launch)
 
-    return Contestant(step, kept.bytes * sum(sizes))
+    return Contestant(step, kept.bytes * sum(sizes), step)
 
 
 def launch_of(memory, kept):
@@ -168,35 +189,43 @@ def by_rows(kernels, memory, table, exact):
         launch.stream = memory.stream()
         kernels.sparse(parameter, table.rows, ids, table.ids.size, 1, exact, launch)
 
-    return Contestant(step, table.bytes(exact))
+    return Contestant(step, table.bytes(exact), step)
 
 
-def copy(kernels, memory, size):
+def copy(kernels, memory, moved):
+    """Reads half of so many bytes, and writes them."""
+    size = moved // 8
     source, target = (memory.random(size, 4) for _ in range(2))
     step = lambda: kernels.copy(target, source, 4 * size, memory.stream())  # noqa: E731
-    return Contestant(step, 8 * size)
+    return Contestant(step, 8 * size, step)
 
 
 def of_torch(torch, sizes):
-    """AdamW's two fast forms, on variables that they share. `capturable`, for graphs, costs launches."""
+    """AdamW's two fast forms, which move what ours moves, on variables that they share. In a graph the count
+    of steps must be on the device (capturable), which costs `foreach` some kernels: it has that there alone.
+    """
     weights = [torch.rand(size, device="cuda", requires_grad=True) for size in sizes]
     for w in weights:
         w.grad = torch.rand_like(w)
     made = {}
     for form in ("fused", "foreach"):
-        optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01, capturable=True, **{form: True})
-        made[f"torch AdamW, {form}"] = Contestant(optimizer.step, 28 * sum(sizes))
+        step, recorded = (
+            torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01, capturable=capturable, **{form: True}).step
+            for capturable in (False, True)
+        )
+        made[f"torch AdamW, {form}"] = Contestant(step, 28 * sum(sizes), recorded)
     return made
 
 
 def sparse_adam_of_torch(torch, table):
+    """Its gradient has each id once. A graph would repeat one step: it counts them on the host."""
     w = torch.rand(table.rows, table.width, device="cuda", requires_grad=True)
     ids = torch.from_numpy(table.ids.astype(np.int64)).cuda()[None]
     w.grad = torch.sparse_coo_tensor(
         ids, torch.rand(ids.shape[1], table.width, device="cuda"), w.shape
     ).coalesce()
-    moved = 28 * w.grad._nnz() * table.width  # the ids are summed before: it does less than ours
-    return Contestant(torch.optim.SparseAdam([w], lr=1e-4).step, moved)
+    moved = table._replace(ids=np.unique(table.ids)).bytes(False)
+    return Contestant(torch.optim.SparseAdam([w], lr=1e-4).step, moved, None)
 
 
 # -- time --------------------------------------------------------------------------------------------------
@@ -219,80 +248,124 @@ def seconds_on_gpu(torch, step, count):
     return begin.elapsed_time(end) / 1e3 / count
 
 
-def graph_of(torch, step, count):
-    """A function that launches `count` steps at once."""
+def calls_of_a_window(seconds, call, window=WINDOW):
+    """How many calls take as long as a window. seconds(call, count): of one of so many."""
+    count = 1
+    while seconds(call, count) * count < window:
+        count *= 2
+    return count
+
+
+def graph_of(torch, step):
+    """A function that launches STEPS_OF_A_GRAPH steps at once."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(count):
+    # The outer one brings the stream back even where recording fails.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+        for _ in range(STEPS_OF_A_GRAPH):
             step()
     return graph.replay
 
 
-def measure(memory, contestants, rounds, say):
+def measure(memory, contestants, rounds, window=WINDOW):
     """Of each contestant: bytes, and seconds of a step, as launched and, where it can be, from a graph."""
     torch = memory.torch
     seconds = functools.partial(seconds_on_gpu, torch) if torch else seconds_on_cpu
-    timed = {}  # name, how: a function, how often it is called in a window, and how many steps a call has
-
-    def add(name, how, call, steps):
-        call()
-        count = max(3, min(20_000, math.ceil(WINDOW / max(seconds(call, 3), 1e-7)))) if torch else 1
-        timed[name, how] = call, count, steps
-
-    for name, (step, _) in contestants.items():
-        add(name, "launched", step, 1)
-        if torch:
+    found = {name: {"bytes": contestant.bytes} for name, contestant in contestants.items()}
+    calls = {}  # name, how: a function, and how many steps it is
+    for name, contestant in contestants.items():
+        calls[name, "launched"] = contestant.step, 1
+        if torch and contestant.recorded:
             try:
-                add(name, "graph", graph_of(torch, step, 20), 20)
+                calls[name, "graph"] = graph_of(torch, contestant.recorded), STEPS_OF_A_GRAPH
             except RuntimeError as error:
-                say(f"no graph of {name}: {str(error).splitlines()[0]}")
-                torch.cuda.synchronize()
-    times = {key: [] for key in timed}
+                found[name]["no graph"] = str(error).partition("\n")[0]
+                memory.capture_failed = True
+    counts = {}
+    for key, (call, _) in calls.items():
+        call()  # what happens once
+        counts[key] = calls_of_a_window(seconds, call, window)
+    times = {key: [] for key in calls}
     for _ in range(rounds):
-        for key, (call, count, steps) in timed.items():
+        for key, (call, steps) in calls.items():
             call()  # after the others' work, for the caches
-            times[key].append(seconds(call, count) / steps)
-    found = {name: {"bytes": moved} for name, (_, moved) in contestants.items()}
+            times[key].append(seconds(call, counts[key]) / steps)
     for (name, how), own in times.items():
         found[name][how] = statistics.median(own)
     return found
 
 
-def bench(kernels, memory, rounds, say=lambda text: None, keep=lambda results: None):
-    """The results of all sets and tables, by their names and the contestants'; kept after each one."""
-    tiny = isinstance(memory, OnCpu)
-    results = {}
+# -- what is measured --------------------------------------------------------------------------------------
+
+
+def contestants_of(kernels, memory, tiny):
+    """For each set and table: its name; functions that make our steps, and PyTorch's, by their names; how
+    much the copy moves.
+    """
     for name, sizes in (TINY if tiny else SETS).items():
-        say(name)
-        held = Memory(memory)
-        contestants = {"copy": copy(kernels, held, sum(sizes))}
-        contestants |= {kept.name: ours(kernels, held, kept, sizes) for kept in DENSE}
-        if held.torch:
-            contestants |= of_torch(held.torch, sizes)
-        results[name] = measure(held, contestants, rounds, say)
-        keep(results)
-        free(held, contestants)
+        yield (
+            name,
+            lambda sizes=sizes: {kept.name: ours(kernels, memory, kept, sizes) for kept in DENSE},
+            lambda torch, sizes=sizes: of_torch(torch, sizes),
+            28 * sum(sizes),
+        )
     for name, table in tables(tiny).items():
-        say(name)
-        held = Memory(memory)
-        contestants = {"copy": copy(kernels, held, table.rows * table.width)}
-        for exact in (False, True):
-            contestants[f"AdamW, {'exact' if exact else 'lazy'}"] = by_rows(kernels, held, table, exact)
+        yield (
+            name,
+            lambda table=table: {
+                by_rows_name(exact): by_rows(kernels, memory, table, exact) for exact in (False, True)
+            },
+            lambda torch, table=table: {"torch SparseAdam": sparse_adam_of_torch(torch, table)},
+            table.bytes(True),
+        )
+
+
+def by_rows_name(exact):
+    return f"AdamW, {'exact' if exact else 'lazy'}"
+
+
+def bench(kernels, memory, rounds, window=WINDOW):
+    """Yields each set's or table's name with its contestants' results."""
+    held = Memory(memory)
+    for name, make, make_rivals, moved in contestants_of(kernels, held, isinstance(memory, OnCpu)):
+        contestants = {"copy": copy(kernels, held, moved), **make()}
         if held.torch:
-            contestants["torch SparseAdam, ids summed before"] = sparse_adam_of_torch(held.torch, table)
-        results[name] = measure(held, contestants, rounds, say)
-        keep(results)
-        free(held, contestants)
-    return results
+            contestants |= make_rivals(held.torch)
+        yield name, measure(held, contestants, rounds, window)
+        contestants.clear()
+        held.free()
 
 
-def free(memory, contestants):
-    contestants.clear()
-    memory.kept.clear()
-    if memory.torch:
-        memory.torch.cuda.empty_cache()
+def launches(kernels, memory):
+    """Yields each set's or table's name with how many kernels our steps launch. Timings come before: what
+    counts may slow later launches down.
+    """
+    held = Memory(memory)
+    count = count_on_gpu if held.torch else count_on_cpu
+    for name, make, _, _ in contestants_of(kernels, held, isinstance(memory, OnCpu)):
+        contestants = make()
+        for contestant in contestants.values():
+            contestant.step()  # what happens once
+        yield name, {which: count(kernels, held, own.step) for which, own in contestants.items()}
+        contestants.clear()
+        held.free()
+
+
+def count_on_cpu(kernels, memory, step):
+    counter = ctypes.c_int64.in_dll(kernels.library, "cuda_on_cpu_launches")
+    before = counter.value
+    step()
+    return counter.value - before
+
+
+def count_on_gpu(kernels, memory, step):
+    torch = memory.torch
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        step()
+        torch.cuda.synchronize()
+    on_device = [e.name for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not name.startswith("Mem") for name in on_device)  # Memset, Memcpy

@@ -207,7 +207,7 @@ class CannotRunError(Exception):
 
 
 def on_gpu():
-    """The first GPU's memory."""
+    """What gives the first GPU's memory, which is not touched yet."""
     try:
         import torch
     except ImportError:
@@ -219,14 +219,14 @@ def on_gpu():
             cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise CannotRunError(f"CuPy finds no GPU ({error})") from None
-        return WithCupy()
+        return WithCupy
     if not torch.cuda.is_available():
         raise CannotRunError("PyTorch finds no GPU")
-    return WithTorch()
+    return WithTorch
 
 
 def check_that_they_can_run(library=None):
-    """The first GPU's memory; an error where there is no GPU, or no nvcc and no library either."""
+    """What gives the first GPU's memory; an error where there is no GPU, or no nvcc and no library either."""
     memory = on_gpu()
     if not (library or nvcc()):
         raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
@@ -917,7 +917,7 @@ def main(arguments=None):
     parser.add_argument("--flag", action="append", default=[], help="one more for the compiler")
     parsed = parser.parse_args(arguments)
     try:
-        memory = OnCpu() if parsed.on_cpu else check_that_they_can_run(parsed.library)
+        memory = OnCpu() if parsed.on_cpu else check_that_they_can_run(parsed.library)()
     except CannotRunError as problem:
         print(
             f"The kernels cannot run: {problem}. `check --on-cpu` needs only a C++ compiler", file=sys.stderr

@@ -4,21 +4,22 @@
     python tests/gpu_report.py --on-cpu   # a rehearsal: the kernels compiled for a CPU, small sets
     python tests/gpu_report.py --page     # the page anew, from the JSON alone
 
-The parts, each in a process of its own: what there is (environment), whether the kernels are right (check),
-also under compute-sanitizer (sanitize), how fast they are alone (bench) and under TensorFlow (tensorflow). A
-part's result is written when it ends. One that is there for the same sources is not run again (--again PART
-does), and one that fails leaves its error and the others go on. Each has a limit of time; all together are
-below ten minutes.
+The parts, each in a process of its own: what there is (environment), the kernels built (build), whether they
+are right (check), also under compute-sanitizer (its tools), how fast they are alone (bench), how many a step
+launches (launches), and how fast a step is under TensorFlow (tensorflow). What a part has found is written
+when it ends, or fails, or has taken too long; then the next begins. One that is there for the same sources,
+GPU and versions is not run again, except the first (--again PART does). The limits of all are below ten
+minutes together.
 """
 
 import argparse
-import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -26,15 +27,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cuda_bench
 import cuda_kernels
 
 TESTS = Path(__file__).resolve().parent
-ON_CPU = TESTS / "cuda_on_cpu"
 ROOT = TESTS.parent
-PARTS = {"environment": 30, "check": 150, "sanitize": 180, "bench": 150, "tensorflow": 85}  # seconds at most
+DOCS, BUILD = ROOT / "docs", ROOT / "build" / "gpu-report"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
+PARTS = {  # seconds at most
+    "environment": 20,
+    "build": 60,
+    "check": 150,
+    **dict.fromkeys(SANITIZERS, 45),
+    "bench": 80,
+    "launches": 25,
+    "tensorflow": 125,
+}
 NOT_MEASURED = "not measured yet"
 
 # An H100 SXM. The bandwidth is NVIDIA's figure; that a copy reaches 90 % of it is an assumption.
@@ -42,133 +52,181 @@ NOMINAL, COPY_SHARE = 3.35e12, 0.9
 AIMS = {"AdamW": 0.9, "QHAdamW": 0.9, "LAMB": 0.85}  # of a copy's bandwidth
 
 
-# -- the parts: each returns what goes into the JSON ------------------------------------------------------
+class Setting(NamedTuple):
+    """key: of the sources, the GPU and the versions. made: the folder for what is compiled."""
+
+    on_cpu: bool
+    key: str
+    made: Path
 
 
-def output_of(*command, timeout=20):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    if done.returncode:
-        raise RuntimeError(f"exit status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout
+# -- the parts: each yields names and what goes into the JSON under them -----------------------------------
 
 
-def environment(on_cpu):
-    found = {"system": platform.platform(), "python": platform.python_version(), "on_cpu": on_cpu}
-    for name, command in {
-        "nvcc": [cuda_kernels.nvcc() or "nvcc", "--version"],
-        "gpu": ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
-    }.items():
+def environment(at):
+    yield "system", platform.platform()
+    yield "python", platform.python_version()
+    for name, line, command in (
+        ("nvcc", -1, [cuda_kernels.nvcc() or "nvcc", "--version"]),
+        ("gpu", 0, ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]),
+    ):
         try:
-            found[name] = output_of(*command).strip().splitlines()[-1 if name == "nvcc" else 0]
-        except (OSError, RuntimeError) as error:
-            found[name] = f"none ({str(error).splitlines()[0]})"
-    for module in ("torch", "cupy", "tensorflow", "keras"):
-        there = importlib.util.find_spec(module)
-        found[module] = importlib.metadata.version(module) if there else "not installed"
-    return found
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            yield name, done.stdout.strip().splitlines()[line]
+        except (OSError, subprocess.CalledProcessError) as error:
+            yield name, f"none ({error})"
+    yield "compute-sanitizer", shutil.which("compute-sanitizer") or "none on the PATH"
+    for module in ("numpy", "torch", "cupy", "tensorflow", "keras"):
+        yield module, importlib.metadata.version(module) if found(module) else "not installed"
 
 
-def check(on_cpu):
-    how = ["--on-cpu", "--quick", "--without", "dense", "sparse"] if on_cpu else []
-    printed = output_of(sys.executable, TESTS / "cuda_kernels.py", "check", *how, timeout=PARTS["check"])
-    return {"passed": [line for line in printed.splitlines() if line.startswith("ok")]}
+def found(module):
+    return importlib.util.find_spec(module) is not None
 
 
-def sanitize(on_cpu):
-    if on_cpu:
-        return {"not run": "`make sanitize-cuda` is the form for a CPU"}
-    if not shutil.which("compute-sanitizer"):
-        return {"not run": "no compute-sanitizer on the PATH"}
-    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        library, results = cuda_kernels.build(folder), {}
-        for tool in SANITIZERS:
-            say(tool)
-            results[tool] = sanitized(tool, library)
-            keep(results)
-        return results
+def build(at):
+    begin = time.monotonic()
+    yield "library", library(at).name
+    yield "seconds", round(time.monotonic() - begin, 1)
 
 
-def sanitized(tool, library):
-    program = [sys.executable, TESTS / "cuda_kernels.py", "check", "--quick", "--library", library]
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *program]
-    done = subprocess.run(
-        [*command, "--without", "huge", "many_chunks"],
-        capture_output=True,
-        text=True,
-        timeout=PARTS["sanitize"],
-    )
-    return "no error" if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
+def library(at):
+    """The kernels, compiled once for all parts."""
+    path = at.made / f"kernels-{at.key[:16]}.so"
+    if not path.exists():
+        at.made.mkdir(parents=True, exist_ok=True)
+        for old in at.made.glob("kernels-*.so"):
+            old.unlink()
+        with tempfile.TemporaryDirectory(dir=at.made) as folder:
+            os.replace(cuda_kernels.build(folder, at.on_cpu), path)
+    return path
 
 
-def bench(on_cpu):
-    memory = cuda_kernels.OnCpu() if on_cpu else cuda_kernels.WithTorch()
-    with tempfile.TemporaryDirectory() as folder:
-        kernels = cuda_kernels.Kernels(cuda_kernels.build(folder, on_cpu))
-        return cuda_bench.bench(kernels, memory, 3 if on_cpu else 11, say, keep)
+def check(at):
+    options = ["--on-cpu", "--quick", "--without", "dense", "sparse", "wide_rows"] if at.on_cpu else []
+    yield from checked([], options, library(at))
 
 
-def tensorflow(on_cpu):
+def checked(before, options, library):
+    """Yields the checks that passed, with what they said; an error with the end of what was printed."""
+    program = [sys.executable, "-u", TESTS / "cuda_kernels.py", "check", "--library", library, *options]
+    printed = []
+    with subprocess.Popen(
+        [*before, *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        for line in running.stdout:
+            say(line.rstrip())
+            printed.append(line)
+            if passed := re.match(r"ok +(.*) \((.* s)\)", line):
+                yield passed[1], passed[2]
+    if running.returncode:
+        raise RuntimeError(f"exit status {running.returncode}: {''.join(printed)[-2000:]}")
+
+
+def sanitized(tool):
+    def part(at):
+        if at.on_cpu:
+            yield "not run", "`make sanitize-cuda` is the form for a CPU"
+        elif not shutil.which("compute-sanitizer"):
+            yield "not run", "no compute-sanitizer on the PATH"
+        else:
+            os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+            # PyTorch asks CUDA for functions that it may lack. Errors of our calls are raised in Python.
+            before = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no"]
+            options = ["--quick", "--without", "huge", "many_chunks"]
+            yield from checked([*before, "--error-exitcode", "1"], options, library(at))
+
+    return part
+
+
+def bench(at):
+    if not at.on_cpu and not found("torch"):
+        yield "not run", "PyTorch is not installed"
+        return
+    kernels = cuda_kernels.Kernels(library(at))
+    memory = cuda_kernels.OnCpu() if at.on_cpu else cuda_kernels.WithTorch()
+    for name, results in cuda_bench.bench(kernels, memory, 3 if at.on_cpu else 11, 0 if at.on_cpu else 0.02):
+        say(name)
+        yield name, results
+
+
+def launches(at):
+    if not at.on_cpu and not found("torch"):
+        yield "not run", "PyTorch is not installed"
+        return
+    kernels = cuda_kernels.Kernels(library(at))
+    yield from cuda_bench.launches(kernels, cuda_kernels.OnCpu() if at.on_cpu else cuda_kernels.WithTorch())
+
+
+def tensorflow(at):
     """Milliseconds of an update of ResNet-50's variables, and how many kernels a step launches."""
-    if not importlib.util.find_spec("tensorflow"):
-        return {"not run": "TensorFlow is not installed"}
+    if not found("tensorflow"):
+        yield "not run", "TensorFlow is not installed"
+        return
     sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
     import shapes
     import tensorflow as tf
 
-    from tf_adam_variants import fused
+    gpus = tf.config.list_physical_devices("GPU")
+    if not at.on_cpu and not gpus:
+        yield "not run", "TensorFlow sees no GPU"
+        return
+    if not at.on_cpu:  # for this GPU alone, unless it is there
+        major, minor = tf.config.experimental.get_device_details(gpus[0])["compute_capability"]
+        command = [sys.executable, "-m", "tf_adam_variants.fused", "build", "--cuda-arch", f"{major}{minor}"]
+        subprocess.run(command, cwd=ROOT, stdout=sys.stderr)  # where it fails, steps say so
+    for rule in "AdamW", "LAMB":
+        contestants = update_contestants(rule, [(8, 8), (8,)] if at.on_cpu else shapes.resnet50())
+        yield from measured(tf, contestants, 2 if at.on_cpu else 11, 0 if at.on_cpu else 0.02).items()
 
-    if not on_cpu and not tf.config.list_physical_devices("GPU"):
-        return {"not run": "TensorFlow sees no GPU"}
-    if not fused.is_available():
-        return {"not run": fused._library.reason()}
-    if not on_cpu and fused._library.gpu_reason():
-        return {"not run": fused._library.gpu_reason()}
-    contestants = update_contestants([(8, 8), (8,)] if on_cpu else shapes.resnet50())
-    times = {name: [] for name in contestants}
-    for name, step in contestants.items():
-        say(name)
-        step()
-    for _ in range(2 if on_cpu else 15):
-        for name, step in contestants.items():
+
+def measured(tf, contestants, rounds, window):
+    """They take turns."""
+    results, steps, counts = {}, {}, {}
+
+    def seconds(step, count):
+        tf.test.experimental.sync_devices()
+        begin = time.perf_counter()
+        for _ in range(count):
             step()
-            times[name].append(timed(tf, step, 2 if on_cpu else 10))
-    results = {name: {"ms": 1e3 * sorted(own)[len(own) // 2]} for name, own in times.items()}
-    for name, step in contestants.items():
-        results[name]["kernels"] = kernels_of(tf, step)
+        tf.test.experimental.sync_devices()
+        return (time.perf_counter() - begin) / count
+
+    for name, make in contestants.items():
+        say(name)
+        try:
+            step = make()
+            first = seconds(step, 1)
+        except Exception as error:  # the compiled op may be missing; the others can run
+            results[name] = {"not run": " ".join(str(error).split())[:300]}
+            continue
+        steps[name], results[name] = step, {"first": first}
+        counts[name] = cuda_bench.calls_of_a_window(seconds, step, window)
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            step()
+            times[name].append(seconds(step, counts[name]))
+    for name, step in steps.items():
+        results[name]["ms"] = 1e3 * sorted(times[name])[rounds // 2]
+        results[name]["kernels"] = kernels_of(traced(tf, step))
     return results
 
 
-def timed(tf, step, count):
-    tf.test.experimental.sync_devices()
-    begin = time.perf_counter()
-    for _ in range(count):
-        step()
-    tf.test.experimental.sync_devices()
-    return (time.perf_counter() - begin) / count
-
-
-def update_contestants(set_shapes):
-    """Steps of an update alone, by name. Split: XLA yields the gradients, and the op takes the step."""
+def update_contestants(rule, set_shapes):
+    """What makes a step of an update alone, by name. Split: XLA yields the gradients, and the op takes it."""
     import keras
     import tensorflow as tf
 
     import tf_adam_variants as tav
 
-    makers = {
-        "Keras AdamW, XLA": (keras.optimizers.AdamW, {}, "xla"),
-        "AdamW, pure, XLA": (tav.AdamW, {"fused": False}, "xla"),
-        "AdamW, fused, eager": (tav.AdamW, {"fused": True}, "eager"),
-        "AdamW, fused, graph": (tav.AdamW, {"fused": True}, "graph"),
-        "AdamW, fused, split": (tav.AdamW, {"fused": True}, "split"),
-        "Keras Lamb, XLA": (keras.optimizers.Lamb, {}, "xla"),
-        "LAMB, pure, XLA": (tav.LAMB, {"fused": False}, "xla"),
-        "LAMB, fused, graph": (tav.LAMB, {"fused": True}, "graph"),
-    }
+    keras_class = {"AdamW": keras.optimizers.AdamW, "LAMB": keras.optimizers.Lamb}[rule]
+    own_class = getattr(tav, rule)
 
-    def contestant(optimizer, mode):
+    def contestant(cls, options, mode):
         variables = [keras.Variable(tf.random.normal(shape)) for shape in set_shapes]
         gradients = [tf.random.normal(shape) for shape in set_shapes]
+        optimizer = cls(1e-3, weight_decay=0.01, **options)
         optimizer.build(variables)
 
         @tf.function(jit_compile=True)
@@ -178,16 +236,18 @@ def update_contestants(set_shapes):
         def step():
             optimizer.apply(by_xla() if mode == "split" else gradients, variables)
 
-        return step if mode == "eager" else tf.function(step, jit_compile=mode == "xla")
+        return step if mode == "eager" else tf.function(step, jit_compile=mode == "XLA")
 
-    return {
-        name: contestant(cls(1e-3, weight_decay=0.01, **options), mode)
-        for name, (cls, options, mode) in makers.items()
+    makers = {
+        f"Keras {keras_class.__name__}, XLA": (keras_class, {}, "XLA"),
+        f"{rule}, pure, XLA": (own_class, {"fused": False}, "XLA"),
+        **{f"{rule}, fused, {how}": (own_class, {"fused": True}, how) for how in ("eager", "graph", "split")},
     }
+    return {name: lambda told=told: contestant(*told) for name, told in makers.items()}
 
 
-def kernels_of(tf, step):
-    """How many kernels a step launches on GPUs, by a trace of TensorFlow's profiler."""
+def traced(tf, step):
+    """TensorFlow's profiler on one step."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2  # private, but the only reader that ships with it
 
     with tempfile.TemporaryDirectory() as folder:
@@ -195,9 +255,31 @@ def kernels_of(tf, step):
             step()
             tf.test.experimental.sync_devices()
         (trace,) = Path(folder).rglob("*.xplane.pb")
-        space = xplane_pb2.XSpace.FromString(trace.read_bytes())
-    planes = [plane for plane in space.planes if plane.name.startswith("/device:GPU")]
-    return sum(len(line.events) for plane in planes for line in plane.lines if line.name.startswith("Stream"))
+        return xplane_pb2.XSpace.FromString(trace.read_bytes())
+
+
+def kernels_of(trace):
+    """How many kernels ran on a GPU: what is on its streams, without copies. None where no GPU is in it."""
+    planes = [plane for plane in trace.planes if plane.name.startswith("/device:GPU")]
+    names = [
+        plane.event_metadata[event.metadata_id].name
+        for plane in planes
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    ]
+    return sum(not name.startswith(("Mem", "mem")) for name in names) if planes else None
+
+
+RUN = {
+    "environment": environment,
+    "build": build,
+    "check": check,
+    **{tool: sanitized(tool) for tool in SANITIZERS},
+    "bench": bench,
+    "launches": launches,
+    "tensorflow": tensorflow,
+}
 
 
 # -- running them --------------------------------------------------------------------------------------------
@@ -207,60 +289,61 @@ def say(text):
     print(f"    {text}", file=sys.stderr, flush=True)
 
 
-def keep(results):
-    """Leave what there is of a part, should its time end."""
-    print(json.dumps(results), flush=True)
-
-
-def key(on_cpu):
-    """A hash of all that a result depends on: the sources and the device."""
-    files = [*(ROOT / "custom_ops").glob("*.*"), *(ROOT / "tf_adam_variants").rglob("*.py")]
-    files += [
-        *TESTS.glob("cuda_*.py"),
-        *ON_CPU.glob("*.h"),
-        TESTS / "oracle.py",
-        ROOT / "examples" / "shapes.py",
-    ]
+def sources():
+    """A hash of all that a result depends on."""
     digest = hashlib.sha256()
-    for file in sorted([*files, Path(__file__)]):
-        digest.update(file.read_bytes())
-    device = "a CPU" if on_cpu else output_of("nvidia-smi", "-L")
-    return hashlib.sha256(device.encode() + digest.digest()).hexdigest()
+    for pattern in (
+        *("custom_ops/*.h", "custom_ops/*.cc", "custom_ops/*.cu", "examples/shapes.py"),
+        *("tests/cuda_*.py", "tests/cuda_on_cpu/**/*.*", "tests/oracle.py", "tf_adam_variants/**/*.py"),
+    ):
+        for file in sorted(ROOT.glob(pattern)):
+            if file.suffix != ".pyc":
+                digest.update(file.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()
 
 
-def run_part(name, on_cpu):
-    """The record of one part, run in a process of its own, whose children end with it."""
+def run_part(name, at):
+    """The record of one part, run in a process of its own: what it found, and its error if there was one."""
     begin = time.monotonic()
-    command = [sys.executable, __file__, "--part", name, *(["--on-cpu"] if on_cpu else [])]
-    record = {"key": key(on_cpu)}
-    with tempfile.TemporaryFile("w+") as printed:
-        part = subprocess.Popen(command, stdout=printed, start_new_session=True)
+    with tempfile.TemporaryDirectory() as folder:
+        to = Path(folder, "found")
+        to.touch()
+        command = [sys.executable, __file__, "--part", name, "--to", to, "--key", at.key, "--made", at.made]
+        status = ended([*command, *(["--on-cpu"] if at.on_cpu else [])], PARTS[name])
+        whole = to.read_text().rpartition("\n")[0]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    things = dict(line for line in lines if isinstance(line, list))
+    record = {"key": at.key, "on_cpu": at.on_cpu, "result": things}
+    if status is None:
+        record["error"] = f"not done after {PARTS[name]} s"
+    elif status:
+        record["error"] = lines[-1] if lines and isinstance(lines[-1], str) else f"exit status {status}"
+    record["ended"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return record | {"seconds": round(time.monotonic() - begin, 1)}
+
+
+def ended(command, seconds):
+    """The exit status; None where it took longer. Nothing that it started goes on then."""
+    with subprocess.Popen([*map(str, command)], start_new_session=True) as process:
         try:
-            status = part.wait(PARTS[name])
-            error = f"exit status {status}" if status else None
-        except subprocess.TimeoutExpired:
-            error = f"not done after {PARTS[name]} s"
-            os.killpg(part.pid, signal.SIGKILL)
-            part.wait()
-        printed.seek(0)
-        lines = printed.read().splitlines()
-    results = [line for line in lines if line.startswith("{")]
-    if results:
-        record["result"] = json.loads(results[-1])
-    if error:
-        last = lines[-1] if lines and not lines[-1].startswith("{") else ""
-        record["error"] = f"{error}. {last}".removesuffix(". ")
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return record | {"ended": now, "seconds": round(time.monotonic() - begin, 1)}
+            return process.wait(seconds)
+        except BaseException as reason:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(reason, subprocess.TimeoutExpired):
+                return None
+            raise
 
 
-def as_child(name, on_cpu):
-    """Run a part in this process; the last line printed is its result, or its error."""
-    try:
-        print(json.dumps(globals()[name](on_cpu)))
-    except Exception as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())[-1500:]}")
-        return 1
+def as_child(name, at, to):
+    """Run a part in this process. A line of JSON for each thing that it finds; a string is an error."""
+    with to.open("a") as lines:
+        try:
+            for thing in RUN[name](at):
+                print(json.dumps(thing), file=lines, flush=True)
+        except Exception as error:
+            print(json.dumps(f"{type(error).__name__}: {str(error)[-1500:]}"), file=lines)
+            return 1
     return 0
 
 
@@ -272,21 +355,29 @@ def write(path, text):
     os.replace(beside, path)
 
 
+def read(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def run(out, on_cpu, again):
     """Run the parts that are missing. The number of those that failed."""
     numbers, page_file = out / "gpu-report.json", out / "gpu-report.md"
-    report = json.loads(numbers.read_text()) if numbers.exists() else {}
+    report = read(numbers)
+    at = Setting(on_cpu, sources(), BUILD if out == DOCS else out)
     for name in PARTS:
         known = report.get(name, {})
-        if "result" in known and "error" not in known and known["key"] == key(on_cpu) and name not in again:
+        there = known.get("key") == at.key and "error" not in known and name not in again
+        if there and name != "environment":
             print(f"{name}: there already")
             continue
         print(f"{name} ...", flush=True)
-        report[name] = run_part(name, on_cpu)
-        print(f"{name}: {report[name].get('error', 'done')} ({report[name]['seconds']} s)", flush=True)
+        report[name] = record = run_part(name, at)
+        print(f"{name}: {record.get('error', 'done')} ({record['seconds']} s)", flush=True)
+        if name == "environment":  # what was found on another GPU or with other versions is found anew
+            found_here = f"{at.key} {on_cpu} {record['result']}"
+            at = at._replace(key=hashlib.sha256(found_here.encode()).hexdigest())
         write(numbers, json.dumps(report, indent=1) + "\n")
         write(page_file, page(report))
-    write(page_file, page(report))
     print(page_file)
     return sum("error" in report[name] for name in PARTS)
 
@@ -294,107 +385,150 @@ def run(out, on_cpu, again):
 # -- the page ------------------------------------------------------------------------------------------------
 
 
-def table(headings, rows):
-    lines = ["| " + " | ".join(headings) + " |", "| --- |" + " ---: |" * (len(headings) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+class Paper(NamedTuple):
+    """A step as it should be. least: seconds at a copy's bandwidth; aim: at the share that is aimed at."""
+
+    set: str
+    name: str
+    bytes: int
+    launches: int | None  # by rows, cub's sort decides
+    least: float
+    aim: float | None
 
 
 def on_paper():
-    """For each set and rule: bytes, launches, and microseconds at a copy's bandwidth and at the aim."""
-    found = {}
-    for set_name, sizes in cuda_bench.SETS.items():
-        for kept in cuda_bench.DENSE[:3]:
-            moved = kept.bytes * sum(sizes)
-            launches = kept.launches * -(-len(sizes) // cuda_bench.VARIABLES_A_LAUNCH)
-            least = moved / (NOMINAL * COPY_SHARE)
-            found[set_name, kept.name] = moved, launches, least, least / AIMS[kept.name]
-    return found
+    """For each set and each way to keep its variables; for each table, lazy and exact."""
+    steps = [
+        (set_name, kept.name, kept.bytes * sum(sizes), kept.launches(sizes), AIMS[kept.case.name])
+        for set_name, sizes in cuda_bench.SETS.items()
+        for kept in (cuda_bench.DENSE if set_name == "BERT-base" else cuda_bench.DENSE[:3])
+    ]
+    steps += [
+        (table_name, cuda_bench.by_rows_name(exact), table.bytes(exact), None, None)
+        for table_name, table in cuda_bench.tables(tiny=False).items()
+        for exact in (False, True)
+    ]
+    for set_name, name, moved, count, aim in steps:
+        least = moved / (NOMINAL * COPY_SHARE)
+        yield Paper(set_name, name, moved, count, least, aim and least / aim)
 
 
 def page(report):
     """The page of docs/, from the JSON alone."""
-    results = {name: record["result"] for name, record in report.items() if "result" in record}
-    measured = results.get("bench", {})
-    rehearsal = results.get("environment", {}).get("on_cpu", False)
+    results = {name: record["result"] for name, record in report.items()}
     parts = ["# The compiled op on a GPU\n", "`make gpu-report` writes this page. Do not edit it.\n"]
-    if rehearsal:
+    if any(record["on_cpu"] for record in report.values()):
         parts.append("**A rehearsal on a CPU: no figure on this page says anything about a GPU.**\n")
     parts.append("## On paper, and measured\n")
-    aims = f"{AIMS['AdamW']:.0%} of a copy's bandwidth for AdamW and QHAdamW (28 bytes a parameter) and "
-    aims += f"{AIMS['LAMB']:.0%} for LAMB (40)"
     parts.append(
-        f"Float32 on an H100 SXM, whose memory moves {NOMINAL / 1e12:.2f} TB/s by NVIDIA's figure, of which "
-        f"a copy is assumed to reach {COPY_SHARE:.0%}. The aim is {aims}. Small sets fit into the cache of "
-        "50 MB and are bound by their launches, some microseconds each, instead.\n"
+        f"On an H100 SXM, whose memory moves {NOMINAL / 1e12:.2f} TB/s by NVIDIA's figure, of which a copy "
+        f"is assumed to reach {COPY_SHARE:.0%}. The aim is {AIMS['AdamW']:.0%} of a copy's bandwidth for "
+        f"AdamW and QHAdamW and {AIMS['LAMB']:.0%} for LAMB. Small sets fit into the cache of 50 MB and are "
+        "bound by their launches, some microseconds each, instead; so are lazy steps. Measured: from a CUDA "
+        "graph, and in brackets the share of the bandwidth of a copy that moves as much as AdamW.\n"
     )
-    rows = []
-    for (set_name, rule), (moved, launches, least, aim) in on_paper().items():
-        own = measured.get(set_name, {}).get(rule)
-        seconds = own and own.get("graph", own["launched"])
-        shown = f"{seconds * 1e6:,.0f}" if own else NOT_MEASURED
-        micro = [f"{value * 1e6:,.0f}" if value >= 1e-5 else f"{value * 1e6:.1f}" for value in (least, aim)]
-        rows.append([f"{set_name}, {rule}", f"{moved / 1e6:,.0f}", str(launches), *micro, shown])
-    parts.append(table(["", "MB", "launches", "µs as a copy", "µs at the aim", "µs measured"], rows))
+    rows = [paper_row(paper, results) for paper in on_paper()]
+    headings = ["", "MB", "launches", "counted", "µs as a copy", "µs at the aim", "µs measured"]
+    parts.append(table(headings, rows))
     kinds = "; ".join(f"{kept.name}: {kept.bytes}" for kept in cuda_bench.DENSE)
     parts.append(
         f"Bytes a parameter: {kinds}. By rows: 24 bytes for each element of a row that is named (lazy) or of "
-        "all (exact), and 4 for each value.\n"
+        "all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's sort, "
+        "too.\n"
     )
     for name in PARTS:
         parts.append(f"## {name.capitalize()}\n")
-        record = report.get(name)
-        if record is None:
-            parts.append(f"{NOT_MEASURED.capitalize()}.\n")
-            continue
+        record = report.get(name, {"result": {}})
         if "error" in record:
-            parts.append(f"Failed: `{record['error']}`\n")
-        if "result" in record:
-            parts.append(PAGES[name](record["result"]))
+            lines = (f"    {line}\n" for line in record["error"].splitlines())
+            parts.append("Failed:\n\n" + "".join(lines))
+        if name not in report:
+            parts.append(f"{NOT_MEASURED.capitalize()}.\n")
+        elif record["result"]:
+            show = listed if "not run" in record["result"] else PAGES.get(name, listed)
+            parts.append(show(record["result"]))
     return "\n".join(parts)
+
+
+def paper_row(paper, results):
+    measured = results.get("bench", {}).get(paper.set, {})
+    own, copied = measured.get(paper.name), measured.get("copy")
+    counted = results.get("launches", {}).get(paper.set, {}).get(paper.name)
+    shown = NOT_MEASURED
+    if own:
+        shown = f"{micro(best(own))} ({rate(own) / rate(copied):.0%})"
+    return [
+        f"{paper.set}: {paper.name}",
+        f"{paper.bytes / 1e6:,.0f}",
+        str(paper.launches or ""),
+        NOT_MEASURED if counted is None else str(counted),
+        micro(paper.least),
+        micro(paper.aim) if paper.aim else "",
+        shown,
+    ]
+
+
+def best(own):
+    return own.get("graph", own["launched"])
+
+
+def rate(own):
+    return own["bytes"] / best(own)
+
+
+def micro(seconds):
+    return f"{seconds * 1e6:,.0f}" if seconds >= 1e-5 else f"{seconds * 1e6:.1f}"
+
+
+def table(headings, rows):
+    lines = ["| " + " | ".join(headings) + " |", "| --- |" + " ---: |" * (len(headings) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
 def listed(result):
     return "\n".join(f"- {name}: {value}" for name, value in result.items()) + "\n"
 
 
-def checks_listed(result):
-    return "\n".join(f"- {line}" for line in result["passed"]) + "\n"
-
-
 def bench_tables(result):
-    """GB/s, and the share of a copy's on the same device."""
+    """GB/s, and the share of the copy's that was measured in the same way."""
     made = []
     for set_name, contestants in result.items():
-        rows = []
+        rows, notes = [], []
         for name, own in contestants.items():
             cells = []
             for how in ("graph", "launched"):
-                if how in own:
-                    rate, copied = (x["bytes"] / x[how] for x in (own, contestants["copy"]))
-                    cells += [f"{own[how] * 1e6:,.1f}", f"{rate / 1e9:,.0f}", f"{rate / copied:.0%}"]
+                if how in own and how in contestants["copy"]:
+                    own_rate, copied = (x["bytes"] / x[how] for x in (own, contestants["copy"]))
+                    cells += [f"{own[how] * 1e6:,.1f}", f"{own_rate / 1e9:,.0f}", f"{own_rate / copied:.0%}"]
                 else:
                     cells += ["", "", ""]
             rows.append([name, *cells])
+            if "no graph" in own:
+                notes.append(f"No graph of {name}: {own['no graph']}\n")
         made.append(f"### {set_name}\n")
         of = ("µs", "GB/s", "of the copy")
         made.append(table(["", *(f"{x}, graph" for x in of), *(f"{x}, launched" for x in of)], rows))
+        made += notes
     return "\n".join(made)
 
 
+def launches_table(result):
+    rows = [[f"{set_name}: {name}", str(n)] for set_name, own in result.items() for name, n in own.items()]
+    return table(["", "kernels a step"], rows)
+
+
 def tensorflow_table(result):
-    if "not run" in result:
-        return listed(result)
-    rows = [[name, f"{own['ms']:.3f}", str(own["kernels"])] for name, own in result.items()]
-    return "An update of ResNet-50's variables.\n\n" + table(["", "ms", "kernels launched"], rows)
+    rows = [
+        [name, f"`{own['not run']}`", "", ""]
+        if "not run" in own
+        else [name, f"{own['ms']:.3f}", f"{own['first']:.1f}", str(own["kernels"] or "no GPU traced")]
+        for name, own in result.items()
+    ]
+    headings = ["", "ms", "first step, s", "kernels of a step, in TensorFlow's trace"]
+    return "An update of ResNet-50's variables.\n\n" + table(headings, rows)
 
 
-PAGES = {
-    "environment": listed,
-    "check": checks_listed,
-    "sanitize": listed,
-    "bench": bench_tables,
-    "tensorflow": tensorflow_table,
-}
+PAGES = {"bench": bench_tables, "launches": launches_table, "tensorflow": tensorflow_table}
 
 
 def main(arguments=None):
@@ -408,16 +542,19 @@ def main(arguments=None):
     )
     parser.add_argument("--page", action="store_true", help="only write the page, from the JSON")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--key", help=argparse.SUPPRESS)
+    parser.add_argument("--made", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    out = options.out or (ROOT / "build" / "gpu-report" if options.on_cpu else ROOT / "docs")
-    if options.on_cpu and out.resolve() == ROOT / "docs":
-        parser.error("a rehearsal is not written into docs")
-    if options.page:
-        numbers = out / "gpu-report.json"
-        write(out / "gpu-report.md", page(json.loads(numbers.read_text()) if numbers.exists() else {}))
-        return 0
     if options.part:
-        return as_child(options.part, options.on_cpu)
+        at = Setting(options.on_cpu, options.key, options.made)
+        return as_child(options.part, at, options.to)
+    out = (options.out or (BUILD if options.on_cpu else DOCS)).resolve()
+    if options.on_cpu and out == DOCS:
+        parser.error("a rehearsal is not written into docs: give another --out")
+    if options.page:
+        write(out / "gpu-report.md", page(read(out / "gpu-report.json")))
+        return 0
     if not options.on_cpu:
         try:
             cuda_kernels.check_that_they_can_run()

@@ -85,6 +85,8 @@ CUDA_ON_CPU_EXPORT int cuda_on_cpu_driver = 13000;
 // The device of the calling thread. There are two, and only number 0 has kernels.
 CUDA_ON_CPU_EXPORT thread_local int cuda_on_cpu_current_device = 0;
 CUDA_ON_CPU_EXPORT int cuda_on_cpu_device() { return cuda_on_cpu_current_device; }
+// How many kernels have been launched.
+CUDA_ON_CPU_EXPORT int64_t cuda_on_cpu_launches = 0;
 }
 
 inline cudaError_t cudaDriverGetVersion(int* version) {
@@ -121,6 +123,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   for (const size_t parameter : {sizeof(Parameters)...}) bytes += parameter;
   if (bytes > (cuda_on_cpu_driver < 12010 ? 4096 : 32764)) return cudaErrorNotSupported;
   const std::lock_guard<std::mutex> lock(cuda_on_cpu::launching);
+  ++cuda_on_cpu_launches;
   pthread_barrier_init(&cuda_on_cpu::barrier, nullptr, threads);
   std::vector<std::thread> running;
   for (unsigned thread = 0; thread < threads; ++thread) {
