@@ -20,9 +20,10 @@ BETAS = ({}, {"beta_1": 0.0, "beta_2": 0.3}, {"beta_1": 0.5, "beta_2": 0.999})
 MODES = ("learning_rate", "schedule", "independent")
 PEAK = 0.1
 SEED, SCALE = 0xFEDCBA98, 0.3
-# expm1 is right to 1 unit in the last place, on GPUs too, and passes on or damps the half unit of its
-# argument; the root halves that. With four more roundings a coefficient is within 1.5 + 0.75 + 4 * 0.5.
-ULPS = 4.25 * 2.0**-52
+# expm1 is right to 1 unit in the last place, on GPUs too, and passes on or damps the half units of the two
+# roundings in its argument, log(beta) and its product; the root halves that. With four more roundings a
+# coefficient is within 2 + 1 + 4 * 0.5.
+ULPS = 5 * 2.0**-52
 
 UPDATES = [
     (case, terms)
