@@ -79,9 +79,11 @@ class Turn(NamedTuple):
 
 
 class Training:
-    def __init__(self, problem: Problem, optimizer: keras.optimizers.Optimizer) -> None:
-        keras.utils.set_random_seed(0)  # the same weights and the same dropout in every training
-        self.model = problem.model(optimizer)
+    """`make` makes a compiled model, with the same weights and the same dropout in every training."""
+
+    def __init__(self, make: Callable[[], keras.Model]) -> None:
+        keras.utils.set_random_seed(0)
+        self.model = make()
         self.turns: list[Turn] = []
 
     def take_turn(self, batches: tf.data.Dataset) -> None:
@@ -90,8 +92,12 @@ class Training:
         seconds, others = time.perf_counter() - begin, times.milliseconds[1:]
         self.turns.append(Turn(loss, seconds - sum(others) / 1e3, others))
 
+    @property
+    def step_ms(self) -> float:
+        return statistics.median(ms for turn in self.turns[1:] for ms in turn.milliseconds)
+
     def results(self, alone: Training) -> Numbers:
-        step = statistics.median(ms for turn in self.turns[1:] for ms in turn.milliseconds)
+        step = self.step_ms
         optimizer = statistics.median(
             statistics.median(own.milliseconds) - statistics.median(other.milliseconds)
             for own, other in zip(self.turns[1:], alone.turns[1:], strict=True)
@@ -100,21 +106,29 @@ class Training:
         return {"step_ms": step, "optimizer_ms": optimizer, "share": 100 * optimizer / step} | losses
 
 
-def optimizers(problem: Problem) -> dict[str, Callable[[], keras.optimizers.Optimizer]]:
-    """Those that can run here, by their names in the table."""
-    found = {ALONE: GradientsAlone, f"keras {type(problem.theirs()).__name__}": problem.theirs}
+def models(problem: Problem) -> dict[str, Callable[[], keras.Model]]:
+    """A model for each optimizer that can run here, by its name in the table."""
+    found: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
+        ALONE: GradientsAlone,
+        f"keras {type(problem.theirs()).__name__}": problem.theirs,
+    }
     for fused in (False, True) if tav.fused.is_available() else (False,):
         name = f"tav.{type(problem.ours(fused=False)).__name__}, fused={fused}"
         found[name] = partial(problem.ours, fused=fused)
-    return found
+    return {name: lambda optimizer=optimizer: problem.model(optimizer()) for name, optimizer in found.items()}
 
 
-def in_turns(problem: Problem, progress: Progress) -> dict[str, Training]:
-    """The trainings by their optimizers' names, all turns taken."""
-    trainings = {name: Training(problem, optimizer()) for name, optimizer in optimizers(problem).items()}
-    bar = progress.add_task("", total=problem.turns * len(trainings))
-    for turn in range(problem.turns):
-        batches = problem.batches(turn)
+def in_turns(
+    makers: dict[str, Callable[[], keras.Model]],
+    batches_of: Callable[[int], tf.data.Dataset],
+    turns: int,
+    progress: Progress,
+) -> dict[str, Training]:
+    """The trainings of these models by their names, all turns taken."""
+    trainings = {name: Training(make) for name, make in makers.items()}
+    bar = progress.add_task("", total=turns * len(trainings))
+    for turn in range(turns):
+        batches = batches_of(turn)
         for name, training in trainings.items():
             progress.update(bar, description=f"turn {turn + 1}, {name}")
             training.take_turn(batches)
@@ -126,8 +140,8 @@ def in_turns(problem: Problem, progress: Progress) -> dict[str, Training]:
 
 def first_turn(problem: Problem, small: Problem, name: str) -> Numbers:
     """Memory and the first step of one training, in this process."""
-    Training(small, GradientsAlone()).take_turn(small.batches(0))  # what happens once a process
-    training, batches = Training(problem, optimizers(problem)[name]()), problem.batches(0)
+    Training(lambda: small.model(GradientsAlone())).take_turn(small.batches(0))  # what happens once a process
+    training, batches = Training(models(problem)[name]), problem.batches(0)
     mib = memory.growth(lambda: training.take_turn(batches))
     return {"mib": mib, "first_step_s": training.turns[0].first_step}
 
@@ -161,6 +175,26 @@ def table(title: str, results: dict[str, Numbers]) -> Table:
     return grid
 
 
+def markdown(results: dict[str, Numbers]) -> str:
+    """The table of docs/examples.md."""
+    lines = [
+        "| | ms a step | of it the optimizer | MiB | first step, s | last loss |",
+        f"| --- |{' ---: |' * 5}",
+    ]
+    for name, own in results.items():
+        optimizer, _, option = name.replace("keras ", "keras.optimizers.").partition(", ")
+        shown, cells = f"`{optimizer}`" + (f", {option}" if option else ""), ["", ""]
+        if name == ALONE:
+            shown = name
+        else:
+            ms = own["optimizer_ms"]
+            cells = [f"{ms:.{0 if ms >= 10 else 1}f} ({own['share']:.0f} %)", f"{own['last_loss']:.3f}"]
+        step, first = f"{own['step_ms']:.0f}", f"{own['first_step_s']:.1f}"
+        cells = [shown, step, cells[0], f"{own['mib']:,.0f}", first, cells[1]]
+        lines.append("| " + " | ".join(cells).replace("|  |", "| |") + " |")
+    return "\n".join(lines).replace("  |", " |")
+
+
 def main(description: str, problem: Callable[[bool], Problem]) -> None:
     """The command line of an example. `problem` makes it, or with True a small one."""
     parser = argparse.ArgumentParser(
@@ -169,8 +203,12 @@ def main(description: str, problem: Callable[[bool], Problem]) -> None:
     parser.add_argument("--quick", action="store_true", help="a small model and few steps: under a minute")
     parser.add_argument("--turns", type=int, help="how often each training takes its turn")
     parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
+    parser.add_argument("--markdown", type=Path, help="only print the table of the docs, from this JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.markdown:
+        print(markdown(json.loads(options.markdown.read_text())["results"]))
+        return
     tf.config.set_visible_devices([], "GPU")  # the memory measured is the process's own
     asked = problem(options.quick)
     if options.one:
@@ -181,12 +219,12 @@ def main(description: str, problem: Callable[[bool], Problem]) -> None:
     console = Console(width=None if Console().is_terminal else 110)
     console.print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    results: dict[str, Numbers] = {name: {} for name in optimizers(asked)}
+    results: dict[str, Numbers] = {name: {} for name in models(asked)}
     with Progress(*columns, console=console) as progress:
         if not options.quick:  # before there is much in this process
             for name in progress.track(results, description="each in a process of its own"):
                 results[name] = in_its_own_process(name)
-        trainings = in_turns(asked, progress)
+        trainings = in_turns(models(asked), asked.batches, asked.turns, progress)
     for name, training in trainings.items():
         results[name] |= training.results(trainings[ALONE])
     console.print(table(asked.title, results))

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
@@ -83,37 +82,40 @@ CONTESTANTS: dict[str, tuple[Callable[[], keras.optimizers.Optimizer], str]] = {
 }
 
 
-def with_xla(
-    make: Callable[..., keras.Model], xla: str, optimizer: keras.optimizers.Optimizer
-) -> keras.Model:
-    model = make(optimizer)
-    model.compile(optimizer, model.loss, jit_compile=xla == "all")
+def with_xla(model: Model, optimizer: Callable[[], keras.optimizers.Optimizer], xla: str) -> keras.Model:
+    made = model.make(optimizer())
+    made.compile(made.optimizer, made.loss, jit_compile=xla == "all")
     if xla == "split":
-        tav.fused.split_step(model)
-    return model
+        tav.fused.split_step(made)
+    return made
 
 
-def measure(name: str, model: Model, progress: Progress) -> dict[str, dict[str, float]]:
+def measure(model: Model, progress: Progress) -> dict[str, dict[str, float]]:
     """The numbers of each contestant."""
-    trainings = {}
-    for contestant, (optimizer, xla) in CONTESTANTS.items():
-        made: Any = partial(with_xla, model.make, xla)
-        problem = side_by_side.Problem(name, optimizer, optimizer, made, model.batches, model.turns)
-        trainings[contestant] = side_by_side.Training(problem, optimizer())
-    bar = progress.add_task(name, total=model.turns * len(trainings))
-    for turn in range(model.turns):
-        batches = model.batches(turn)
-        for training in trainings.values():
-            training.take_turn(batches)
-            progress.advance(bar)
+    makers = {name: partial(with_xla, model, *contestant) for name, contestant in CONTESTANTS.items()}
+    trainings = side_by_side.in_turns(makers, model.batches, model.turns, progress)
     return {
-        contestant: {
-            "step_ms": statistics.median(ms for turn in own.turns[1:] for ms in turn.milliseconds),
+        name: {
+            "step_ms": own.step_ms,
             "first_step_s": own.turns[0].first_step,
             "last_loss": own.turns[-1].loss,
         }
-        for contestant, own in trainings.items()
+        for name, own in trainings.items()
     }
+
+
+def markdown(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The table of docs/benchmarks.md; bold: the fastest."""
+    lines = [f"| | {' | '.join(results)} |", f"| --- |{' ---: |' * len(results)}"]
+    for contestant in CONTESTANTS:
+        cells = [contestant]
+        for own in results.values():
+            ms, first = own[contestant]["step_ms"], own[contestant]["first_step_s"]
+            shown = f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+            bold = "**" * (ms == min(numbers["step_ms"] for numbers in own.values()))
+            cells.append(f"{bold}{shown}{bold} ({first:.0f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
@@ -134,13 +136,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small models, few steps")
     parser.add_argument("--models", nargs="+", help=f"some of {', '.join(MODELS)}")
     parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
+    parser.add_argument("--markdown", type=Path, help="only print the table of the docs, from this JSON")
     options = parser.parse_args()
+    if options.markdown:
+        print(markdown(json.loads(options.markdown.read_text())["results"]))
+        return
     models = QUICK if options.quick else MODELS
     console = Console(width=None if Console().is_terminal else 150)
     results = {}
     with Progress(console=console) as progress:
         for name in options.models or models:
-            results[name] = measure(name, models[name], progress)
+            results[name] = measure(models[name], progress)
             keras.utils.clear_session()
     console.print(table(results))
     if options.out:

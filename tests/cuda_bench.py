@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from cuda_kernels import BFLOAT16, CASES, FLOAT, MASTER, NEAREST, Case, Kind, Launch, OnCpu, Parameter
+from cuda_kernels import (
+    BFLOAT16,
+    CASES,
+    CUTS_ON_GPU,
+    FLOAT,
+    MASTER,
+    NEAREST,
+    Case,
+    Kind,
+    Launch,
+    OnCpu,
+    Parameter,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import shapes
@@ -31,17 +43,6 @@ SETS = {
     "500 small": [math.prod(shape) for shape in shapes.small()],
 }
 TINY = {"tiny": [3000, 17], "large": [17, 70_000], "61 small": [5] * 61}
-
-
-class Cuts(NamedTuple):
-    """Of gpu_dense.cu: elements of a chunk, variables of a launch, and chunks that are summed in groups."""
-
-    chunk: int
-    variables: int
-    many_chunks: int
-
-
-ON_GPU, ON_CPU = Cuts(4096, 448, 4096), Cuts(512, 60, 128)  # as in cuda_on_cpu
 
 
 class Kept(NamedTuple):
@@ -66,7 +67,7 @@ class Kept(NamedTuple):
             return (once + 8 + element) + (once + element + master)
         return once + once + element
 
-    def launches(self, sizes, cuts=ON_GPU):
+    def launches(self, sizes, cuts=CUTS_ON_GPU):
         """LAMB: norms, trust ratios, weights; where a variable has many chunks, their groups as well."""
         batches = [sizes[i : i + cuts.variables] for i in range(0, len(sizes), cuts.variables)]
         if not self.case.lamb:

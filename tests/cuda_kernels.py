@@ -202,6 +202,20 @@ class WithCupy:
     write = staticmethod(lambda buffer, data: buffer.set(data))
 
 
+class Cuts(NamedTuple):
+    """As in the .cu files: elements of a chunk, variables of a launch, chunks of which norms are summed in
+    groups, sorted ids of a window.
+    """
+
+    chunk: int
+    variables: int
+    many_chunks: int
+    window: int
+
+
+CUTS_ON_GPU, CUTS_ON_CPU = Cuts(4096, 448, 4096, 128), Cuts(512, 60, 128, 4)
+
+
 class CannotRunError(Exception):
     """Says what is missing."""
 
@@ -462,7 +476,7 @@ class Checks:
     def __init__(self, kernels, memory, quick=False):
         self.kernels, self.memory, self.quick = kernels, memory, quick
         self.on_cpu = isinstance(memory, OnCpu)
-        self.window = 4 if self.on_cpu else 128  # TFAV_WINDOW
+        self.cuts = CUTS_ON_CPU if self.on_cpu else CUTS_ON_GPU
         self.rng = np.random.default_rng(1)
 
     # A step of `variables`: their arrays after it.
@@ -679,7 +693,9 @@ class Checks:
                         np.full(9, count - 1),
                         np.arange(count)[::-1],
                         # One that is named so often that it is summed by parts.
-                        self.rng.permutation(np.append(np.full(5 * self.window + 2, 7), np.arange(count))),
+                        self.rng.permutation(
+                            np.append(np.full(5 * self.cuts.window + 2, 7), np.arange(count))
+                        ),
                     )
                 ):
                     ids = np.ascontiguousarray(ids, np.int64 if kind % 2 == 1 else np.int32)
@@ -743,16 +759,19 @@ class Checks:
         keys = np.where((ids >= 0) & (ids < rows), ids, rows)
         order = np.argsort(keys, kind="stable")
         keys, values = keys[order], values[order]
-        of_windows = np.zeros((len(keys) // self.window, *values.shape[1:]), values.dtype)
-        for i in range(len(of_windows) * self.window):
-            of_windows[i // self.window] += values[i]
+        of_windows = np.zeros((len(keys) // self.cuts.window, *values.shape[1:]), values.dtype)
+        for i in range(len(of_windows) * self.cuts.window):
+            of_windows[i // self.cuts.window] += values[i]
         sums = np.zeros((rows, *values.shape[1:]), values.dtype)
         for row in np.unique(keys[keys < rows]):
             begin, end = np.searchsorted(keys, row), np.searchsorted(keys, row, "right")
-            first, last = -(-begin // self.window), end // self.window  # the windows in between
+            first, last = -(-begin // self.cuts.window), end // self.cuts.window  # the windows in between
             parts = [values[begin:end]]
             if first < last:
-                before, behind = values[begin : first * self.window], values[last * self.window : end]
+                before, behind = (
+                    values[begin : first * self.cuts.window],
+                    values[last * self.cuts.window : end],
+                )
                 parts = [before, of_windows[first:last], behind]
             for value in np.concatenate(parts):
                 sums[row] += value
@@ -760,9 +779,8 @@ class Checks:
 
     def many_chunks(self):
         """So many that their norms are summed in groups, of which a variable may have parts."""
-        chunk, group = (512, 8) if self.on_cpu else (4096, 256)
-        many = 16 * group * chunk
-        for sizes in ([many + 3], [5 * chunk, many // 2 + 7, 3, many // 2 + 5]):
+        many = self.cuts.many_chunks * self.cuts.chunk
+        for sizes in ([many + 3], [5 * self.cuts.chunk, many // 2 + 7, 3, many // 2 + 5]):
             variables = [Variable(self.rng, FLOAT, FLOAT, size, i % 2 == 0) for i, size in enumerate(sizes)]
             self.dense_step(CASES[4], variables, 2, 0.125, 0.25, 1.0)
             self.norm_of(FLOAT, sizes)

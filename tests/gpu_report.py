@@ -424,8 +424,9 @@ def page(report):
         f"On an H100 SXM, whose memory moves {NOMINAL / 1e12:.2f} TB/s by NVIDIA's figure, of which a copy "
         f"is assumed to reach {COPY_SHARE:.0%}. The aim is {AIMS['AdamW']:.0%} of a copy's bandwidth for "
         f"AdamW and QHAdamW and {AIMS['LAMB']:.0%} for LAMB. Small sets fit into the cache of 50 MB and are "
-        "bound by their launches, some microseconds each, instead; so are lazy steps. Measured: from a CUDA "
-        "graph, and in brackets the share of the bandwidth of a copy that moves as much as AdamW.\n"
+        "bound by their launches, some microseconds each, instead; so are lazy steps. Under TensorFlow the "
+        "scalars of a step are a launch more. Measured: from a CUDA graph, and in brackets the share of the "
+        "bandwidth of a copy that moves as much as AdamW.\n"
     )
     rows = [paper_row(paper, results) for paper in on_paper()]
     headings = ["", "MB", "launches", "counted", "µs as a copy", "µs at the aim", "µs measured"]

@@ -47,3 +47,17 @@ def test_split_step(tmp_path):
     losses = [own.pop("last_loss") for own in results.values()]
     assert max(losses) - min(losses) < 1e-3
     assert min(value for own in results.values() for value in own.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("bert_classifier", "examples"),
+        ("resnet50", "examples"),
+        ("two_tower", "examples"),
+        ("split_step", "benchmarks"),
+    ],
+)
+def test_the_table_of_the_docs_is_that_of_the_numbers(name, page):
+    printed = run(name, "--markdown", EXAMPLES / f"{name}.json")
+    assert printed.strip() in (EXAMPLES.parent / "docs" / f"{page}.md").read_text()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import cuda_bench
+import cuda_kernels
 import gpu_report
 import pytest
 
@@ -26,7 +27,7 @@ def test_the_rehearsal(tmp_path, capsys):
     assert set(measured["tiny"]) == {"copy", *(kept.name for kept in cuda_bench.DENSE)}
     assert set(report["tensorflow"]["result"]["LAMB, fused, split"]) == {"first", "ms", "kernels"}
     for name, sizes in cuda_bench.TINY.items():
-        expected = {kept.name: kept.launches(sizes, cuda_bench.ON_CPU) for kept in cuda_bench.DENSE}
+        expected = {kept.name: kept.launches(sizes, cuda_kernels.CUTS_ON_CPU) for kept in cuda_bench.DENSE}
         assert counted[name] == expected
     assert [counted[name]["LAMB"] for name in cuda_bench.TINY] == [3, 4, 6]
     page = (tmp_path / "gpu-report.md").read_text()

@@ -61,13 +61,15 @@ def add_master_weights(optimizer: keras.optimizers.Optimizer, variables: list[An
     takes over elements that are not the rounding of their master weight.
     """
 
-    def copied(variable: Any) -> Any:
+    def initializer(variable: Any) -> Any:
         if _xla.is_compiling():
             return "zeros"
         return lambda shape, dtype: tf.cast(_variables.tf_variable(variable), dtype)
 
     return [
-        _add(optimizer, variable, "master_weight", copied(variable)) if _variables.is_half(variable) else None
+        _add(optimizer, variable, "master_weight", initializer(variable))
+        if _variables.is_half(variable)
+        else None
         for variable in variables
     ]
 

@@ -22,23 +22,21 @@ TERMS = {
     *("trust_ratio", "trust_ratio_min", "trust_ratio_max"),
 }
 
+_UNDER_XLA = (
+    "XLA (`jit_compile=True`) compiles no ops but its own. `tav.fused.split_step(model)` leaves it the "
+    "gradients and takes the update out of it"
+)
+
 
 def reason_against(update: Update, workload: Workload) -> str:
     """Why the op cannot update the variables in the present context; '' where it can."""
-    return _reason_under_xla() if _xla.is_compiling() else _reason_outside_xla(update, workload)
-
-
-def _reason_under_xla() -> str:
-    return (
-        "XLA (`jit_compile=True`) compiles no ops but its own. `tav.fused.split_step(model)` leaves it the "
-        "gradients and takes the update out of it"
-    )
+    return _UNDER_XLA if _xla.is_compiling() else _reason_outside_xla(update, workload)
 
 
 def mention_split_step(update: Update, workload: Workload) -> None:
     """Log, once, that XLA alone is what keeps the op from the update, if so."""
     if _xla.is_compiling() and not _reason_outside_xla(update, workload):
-        _log_once(f"The compiled op is built, but not used: {_reason_under_xla()}")
+        _log_once(f"The compiled op is built, but not used: {_UNDER_XLA}")
 
 
 @functools.cache

@@ -153,7 +153,7 @@ def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] =
     )
     with _scratch() as scratch:
         made = Path(scratch, "made")
-        made.mkdir(mode=0o755)
+        made.mkdir()
 
         def compile_one(number: int) -> str:
             unit = units[number]

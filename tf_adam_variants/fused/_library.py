@@ -129,12 +129,13 @@ def cache() -> Path:
 
 def check_nobody_else_writes(path: Path) -> None:
     """Raise a ValueError where somebody but this user and root may have written a file or folder."""
-    is_of, mode, user = path.stat().st_uid, stat.S_IMODE(path.stat().st_mode), os.geteuid()
-    if is_of not in (0, user):
+    found, user = path.stat(), os.geteuid()
+    if found.st_uid not in (0, user):
         raise ValueError(
-            f"{path} belongs to user {is_of}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE to a "
-            "folder of your own, and build there"
+            f"{path} belongs to user {found.st_uid}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE "
+            "to a folder of your own, and build there"
         )
+    mode = stat.S_IMODE(found.st_mode)
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ValueError(f"others may write {path} (mode {mode:o}). `chmod go-w {path}` ends that")
 
