@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo build test fuzz endurance torture lint docs bench sanitize sanitize-cuda test-cuda sanitize-on-gpu \
+.PHONY: demo build test fuzz endurance torture lint docs figures bench sanitize sanitize-cuda test-cuda sanitize-on-gpu \
 	gpu-report test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
@@ -40,8 +40,11 @@ docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/si
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: build ## Milliseconds a step and seconds to the first one, compared with Keras.
-	$(BIN)/python examples/benchmark.py
-	$(BIN)/python examples/sparse_benchmark.py
+	$(BIN)/python examples/benchmark.py --json examples/benchmark.json
+	$(BIN)/python examples/sparse_benchmark.py --json examples/sparse_benchmark.json
+
+figures: $(VENV)/installed ## The pictures and tables of numbers of README.md and docs/, from the results in examples/.
+	$(BIN)/python docs/figures.py
 
 fuzz: build ## Random steps through every engine, against the oracle: make fuzz SEED=1 CASES=1000
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) --cases $(or $(CASES),100000)

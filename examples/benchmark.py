@@ -2,7 +2,7 @@
 
     python -m tf_adam_variants.fused build
     python examples/benchmark.py
-    python examples/benchmark.py --sets resnet50 --rules AdamW LAMB --rounds 51 --no-memory --markdown
+    python examples/benchmark.py --sets resnet50 --rules AdamW LAMB --no-memory --json numbers.json
 
 Timed is one update of all variables, float32 on the CPU, by a rule (AdamW, QHAdamW, LAMB), of a set:
 BERT-base's 199 variables, ResNet-50's 161, or 500 small ones, where operations count rather than bytes.
@@ -319,10 +319,10 @@ def in_its_own_process(set_name: str, rule_name: str, what: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(results: dict[str, Floats], megabytes: float, style: box.Box) -> Table:
+def table(results: dict[str, Floats], megabytes: float) -> Table:
     """The measured, and what follows from it where a step moves so many megabytes."""
     rival, floor = next(iter(results.values()))["ms"], results.get(FLOOR, {"ms": math.nan})["ms"]
-    grid = Table(box=style, show_edge=style is box.MARKDOWN)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False)
     grid.add_column("contestant", min_width=24)
     for header in "ms", "x Keras", "% floor", "GB/s", "first s", "MiB":
         grid.add_column(header, justify="right", min_width=7)
@@ -333,6 +333,95 @@ def table(results: dict[str, Floats], megabytes: float, style: box.Box) -> Table
     return grid
 
 
+def keep(path: Path, set_name: str, rule_name: str, results: dict[str, Floats]) -> None:
+    numbers = json.loads(path.read_text()) if path.exists() else {}
+    numbers.setdefault(set_name, {})[rule_name] = results
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+ROWS = {  # of the tables of the docs: a row's name, and those of the contestants
+    "Keras, graph": ("Keras AdamW, graph", "Keras Lamb, graph"),
+    "Keras, XLA": ("Keras AdamW, XLA", "Keras Lamb, XLA"),
+    "**fused, graph**": ("fused, graph",),
+    "fused, eager": ("fused, eager",),
+    "pure, graph": ("pure, graph",),
+    "pure, XLA": ("pure, XLA",),
+    "`ResourceApplyAdam` a variable": ("ResourceApplyAdam, graph",),
+    "torch, fused": ("torch, fused",),
+    "optax, jit": ("optax, jit",),
+    FLOOR: (FLOOR,),
+}
+SUMMARY = {
+    "Keras, graph": "Keras, graph",
+    "Keras, XLA": "Keras, XLA",
+    "**fused, graph**": "**ours with the compiled op**",
+    "pure, graph": "ours without it, graph",
+    "torch, fused": "torch, fused",
+    "optax, jit": "optax, jit",
+    FLOOR: FLOOR,
+}
+SUMMARY_COLUMNS = {
+    "BERT-base, AdamW": ("bert-base", "AdamW"),
+    "BERT-base, LAMB": ("bert-base", "LAMB"),
+    "ResNet-50, AdamW": ("resnet50", "AdamW"),
+    "ResNet-50, LAMB": ("resnet50", "LAMB"),
+    "500 small, AdamW": ("small", "AdamW"),
+}
+
+
+def markdown(numbers: dict[str, dict[str, dict[str, Floats]]], part: str) -> str:
+    """A table of the docs: that of a set, or the summary."""
+    if part == "summary":
+        return summary(numbers)
+    rules = numbers[part]
+    with_floor = part != "small"  # where the loop is done before the others have begun
+    headings = ["ms", "x", *(["%"] if with_floor else []), "first"]
+    columns = [f"{rule} ms" if heading == "ms" else heading for rule in rules for heading in headings]
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    for row in ROWS:
+        if row == FLOOR and not with_floor:
+            continue
+        cells = []
+        for results in rules.values():
+            rival, own = find(results, "Keras, graph"), find(results, row)
+            if not own:
+                cells += [""] * len(headings)
+                continue
+            floor = [f"{100 * results[FLOOR]['ms'] / own['ms']:.0f}"] if with_floor else []
+            cells += [
+                f"{own['ms']:.3g}",
+                f"{rival['ms'] / own['ms']:.1f}",
+                *floor,
+                f"{own['first']:.1f}",
+            ]
+        bold = "**" * row.startswith("**")
+        lines.append(
+            f"| {row} | " + " | ".join(f"{bold}{cell}{bold}" if cell else "" for cell in cells) + " |"
+        )
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
+
+
+def summary(numbers: dict[str, dict[str, dict[str, Floats]]]) -> str:
+    lines = [f"| | {' | '.join(SUMMARY_COLUMNS)} |", f"| --- |{' ---: |' * len(SUMMARY_COLUMNS)}"]
+    for row, name in SUMMARY.items():
+        cells = []
+        for set_name, rule_name in SUMMARY_COLUMNS.values():
+            results = numbers[set_name][rule_name]
+            rival, own = find(results, "Keras, graph"), find(results, row)
+            if not own or (row == FLOOR and set_name == "small"):
+                cells.append("")
+                continue
+            factor = "" if own is rival else f" ({rival['ms'] / own['ms']:.1f})"
+            bold = "**" * row.startswith("**")
+            cells.append(f"{bold}{own['ms']:.3g}{factor}{bold}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
+
+
+def find(results: dict[str, Floats], row: str) -> Floats | None:
+    return next((results[name] for name in ROWS[row] if name in results), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -341,7 +430,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--no-memory", action="store_true", help="leave out the MiB, which take long")
-    parser.add_argument("--markdown", action="store_true", help="print tables for GitHub")
+    parser.add_argument("--json", type=Path, help="where to keep the numbers; others in there are kept too")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     tf.config.set_visible_devices([], "GPU")
@@ -354,7 +443,6 @@ def main() -> None:
     missing = [name for name, found in there.items() if not found]
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs", end=", ")
     print(f"medians of {options.rounds} rounds; missing: {', '.join(missing) or 'nothing'}\n", flush=True)
-    style = box.MARKDOWN if options.markdown else box.SIMPLE_HEAD
     for set_name in options.sets:
         for rule_name in options.rules:
             results = in_its_own_process(set_name, rule_name, str(options.rounds))
@@ -363,8 +451,10 @@ def main() -> None:
                     results[name]["mib"] = in_its_own_process(set_name, rule_name, name)
             parameters = sum(map(math.prod, SETS[set_name]))
             print(f"{rule_name}, {set_name}: {len(SETS[set_name])} variables, {parameters:,} parameters")
-            grid = table(results, 1e-6 * RULES[rule_name].bytes_per_parameter * parameters, style)
+            grid = table(results, 1e-6 * RULES[rule_name].bytes_per_parameter * parameters)
             Console(width=110).print(grid)
+            if options.json:
+                keep(options.json, set_name, rule_name, results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """KerasHub's BERT as a text classifier, trained by LAMB from random weights on texts made on the spot.
 
     pip install keras-hub
-    python examples/bert_classifier.py [--quick] [--out FILE]
+    python examples/bert_classifier.py [--quick] [--json FILE]
 
 The texts are of made-up words; each has a topic, whose words it uses often. Like a real tokenizer's, the
 vocabulary has the common words and spells the others in pieces. `classifier` and `texts` are what a training
@@ -114,6 +114,8 @@ def problem(quick: bool) -> side_by_side.Problem:
         turns=turns,
     )
 
+
+markdown = side_by_side.markdown
 
 if __name__ == "__main__":
     side_by_side.main(__doc__, problem)

@@ -3,13 +3,15 @@
 A small convolutional network is trained with Keras's Adam and with the four optimizers of this package,
 from the same seeds. The script prints a table of the results and draws the learning curves:
 
-    python examples/digits.py --out digits.png [--epochs 16] [--seeds 3]
+    python examples/digits.py --out digits.png [--json FILE] [--epochs 16] [--seeds 3]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +72,11 @@ class Data(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one training leaves behind: a loss and an accuracy per epoch, milliseconds per step."""
+    """What one training leaves behind: a loss and an accuracy per epoch, the milliseconds of a step."""
 
     loss: list[float]
     accuracy: list[float]
-    milliseconds: list[float]
+    milliseconds: float
 
 
 class Watch(StepTimes):
@@ -134,7 +136,8 @@ def train(
         callbacks=[watch],
         verbose=0,
     ).history
-    return Run(history["val_loss"], history["val_accuracy"], watch.milliseconds[UNTIMED_STEPS:])
+    milliseconds = statistics.median(watch.milliseconds[UNTIMED_STEPS:])
+    return Run(history["val_loss"], history["val_accuracy"], milliseconds)
 
 
 def train_all(epochs: int, seeds: int, console: Console) -> dict[str, list[Run]]:
@@ -181,7 +184,7 @@ def table(runs: dict[str, list[Run]], epochs: int) -> Table:
             str(choice.learning_rate),
             mean_and_spread([100 * run.accuracy[-1] for run in own], digits=2, unit=" %"),
             mean_and_spread([run.loss[-1] for run in own], digits=4),
-            f"{np.median([ms for run in own for ms in run.milliseconds]):.2f}",
+            f"{statistics.median(run.milliseconds for run in own):.2f}",
         )
     return result
 
@@ -189,6 +192,11 @@ def table(runs: dict[str, list[Run]], epochs: int) -> Table:
 def mean_and_spread(values: list[float], digits: int, unit: str = "") -> str:
     mean = f"{np.mean(values):.{digits}f}"
     return (f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean) + unit
+
+
+def picture(numbers: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The learning curves again, from the JSON."""
+    draw({label: [Run(**run) for run in own] for label, own in numbers.items()}, path)
 
 
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
@@ -220,12 +228,16 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("digits.png"), help="the picture to write")
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of each optimizer")
     arguments = parser.parse_args()
     console = Console()
     runs = train_all(arguments.epochs, arguments.seeds, console)
     console.print(table(runs, arguments.epochs))
+    if arguments.json:
+        numbers = {label: [run._asdict() for run in own] for label, own in runs.items()}
+        arguments.json.write_text(json.dumps(numbers, indent=1) + "\n")
     draw(runs, arguments.out)
     console.print(f"Learning curves: {arguments.out.resolve()}", soft_wrap=True)
 

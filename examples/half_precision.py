@@ -30,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import matplotlib
 import numpy as np
+import small_tasks
 import tensorflow as tf
 from digits import load_data, make_model, mean_and_spread
 from rich.console import Console
@@ -74,40 +75,15 @@ def digits_network(dtype: str) -> keras.Model:
     return make_model()
 
 
-VOCABULARY, LENGTH, WIDTH = 24, 24, 48
-
-
-def text(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lines of a Markov chain, and for each letter the next one. Each letter has a few likely followers."""
-    follow = np.random.default_rng(0).dirichlet(np.full(VOCABULARY, 0.15), size=VOCABULARY).cumsum(axis=1)
-    rng = np.random.default_rng(seed)
-    letters = [rng.integers(VOCABULARY, size=size)]
-    for _ in range(LENGTH):
-        draws = rng.uniform(size=(size, 1))
-        letters.append(np.minimum((follow[letters[-1]] < draws).sum(axis=1), VOCABULARY - 1))
-    lines = np.stack(letters, axis=1).astype("int32")
-    return lines[:, :-1], lines[:, 1:]
-
-
 def transformer(dtype: str) -> keras.Model:
-    """Two causal blocks over letters; the last layer gives probabilities of the next letter."""
     keras.config.set_dtype_policy(dtype)
-    layers = keras.layers
-    ids = keras.Input((LENGTH,), dtype="int32")
-    places = keras.ops.arange(LENGTH)
-    x = layers.Embedding(VOCABULARY, WIDTH)(ids) + layers.Embedding(LENGTH, WIDTH)(places)
-    for _ in range(2):
-        y = layers.LayerNormalization()(x)
-        x += layers.MultiHeadAttention(4, WIDTH // 4)(y, y, use_causal_mask=True)
-        y = layers.Dense(4 * WIDTH, "gelu")(layers.LayerNormalization()(x))
-        x += layers.Dense(WIDTH)(y)
-    return keras.Model(ids, layers.Dense(VOCABULARY, "softmax")(layers.LayerNormalization()(x)))
+    return small_tasks.transformer(width=48, blocks=2, activation="softmax")
 
 
 def tasks(quick: bool) -> dict[str, Task]:
     digits = load_data()
-    x, y = text(512 if quick else 2048, seed=1)
-    x_test, y_test = text(512, seed=2)
+    x, y = small_tasks.letters(512 if quick else 2048, seed=1)
+    x_test, y_test = small_tasks.letters(512, seed=2)
     return {
         "digits": Task(
             digits_network,
@@ -193,6 +169,29 @@ def milliseconds(quick: bool) -> dict[str, float]:
             step()
             times[label].append(1e3 * (time.perf_counter() - begin))
     return {label: statistics.median(own[1:]) for label, own in times.items()}
+
+
+def markdown(numbers: dict[str, Any]) -> str:
+    """The table of docs/arguments.md."""
+    lines = [
+        "| | digits, test loss | transformer, test loss | bytes a parameter | ms a step |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for label in WAYS:
+        own = [task[label] for task in numbers["runs"].values()]
+        losses = [mean_and_spread([run["losses"][-1] for run in runs], digits=4) for runs in own]
+        size, ms = own[-1][0]["bytes_a_parameter"], numbers["milliseconds"][label]
+        lines.append(f"| {label} | {losses[0]} | {losses[1]} | {size:.0f} | {ms:.1f} |")
+    return "\n".join(lines)
+
+
+def picture(numbers: dict[str, Any], path: Path) -> None:
+    """The losses again, from the JSON."""
+    runs = {
+        task: {way: [Run(**run) for run in runs] for way, runs in own.items()}
+        for task, own in numbers["runs"].items()
+    }
+    draw(runs, path)
 
 
 def table(runs: dict[str, dict[str, list[Run]]], step_times: dict[str, float]) -> Table:

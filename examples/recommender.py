@@ -1,6 +1,6 @@
 """A matrix-factorisation recommender: what lazy sparse updates do for large embedding tables.
 
-    python examples/recommender.py --out recommender.png
+    python examples/recommender.py --out recommender.png [--json FILE]
 
 Ratings are made from a fixed seed: each user and each item has 8 hidden factors, a rating is their product
 plus noise, and users and items are drawn by a Zipf law, as real ones are: a batch names some 2,500 of the two
@@ -21,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
@@ -97,7 +98,7 @@ def train(name: str, epochs: int) -> dict:
     }
 
 
-def draw(results: dict[str, dict], file: str) -> None:
+def picture(results: dict[str, dict], file: str | Path) -> None:
     """The held-out loss over epochs, and over the seconds that the steps took."""
     import matplotlib
 
@@ -147,6 +148,7 @@ def main() -> None:
     """Train three times, print a table, draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="recommender.png", help="where to write the picture")
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--run", choices=RUNS, help="only this one, and print its numbers as JSON")
     options = parser.parse_args()
@@ -172,7 +174,9 @@ def main() -> None:
         table.add_row(name, *row)
     table.add_row("the truth", "", "", "", f"{run['truth']:.4f}")
     Console(width=100).print(table)
-    draw(results, options.out)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    picture(results, options.out)
     print(f"learning curves: {options.out}")
 
 

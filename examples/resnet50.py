@@ -1,6 +1,6 @@
 """ResNet-50 of keras.applications, trained by AdamW from random weights on images made on the spot.
 
-    python examples/resnet50.py [--quick] [--out FILE]
+    python examples/resnet50.py [--quick] [--json FILE]
 
 Each of ten classes has a pattern of coloured patches, shown shifted, mirrored, and under noise. `classifier`
 and `images` are what a training needs:
@@ -91,6 +91,8 @@ def problem(quick: bool) -> side_by_side.Problem:
         turns=turns,
     )
 
+
+markdown = side_by_side.markdown
 
 if __name__ == "__main__":
     side_by_side.main(__doc__, problem)

@@ -175,13 +175,13 @@ def table(title: str, results: dict[str, Numbers]) -> Table:
     return grid
 
 
-def markdown(results: dict[str, Numbers]) -> str:
+def markdown(numbers: dict[str, Any]) -> str:
     """The table of docs/examples.md."""
     lines = [
         "| | ms a step | of it the optimizer | MiB | first step, s | last loss |",
         f"| --- |{' ---: |' * 5}",
     ]
-    for name, own in results.items():
+    for name, own in numbers["results"].items():
         optimizer, _, option = name.replace("keras ", "keras.optimizers.").partition(", ")
         shown, cells = f"`{optimizer}`" + (f", {option}" if option else ""), ["", ""]
         if name == ALONE:
@@ -202,13 +202,9 @@ def main(description: str, problem: Callable[[bool], Problem]) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a small model and few steps: under a minute")
     parser.add_argument("--turns", type=int, help="how often each training takes its turn")
-    parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
-    parser.add_argument("--markdown", type=Path, help="only print the table of the docs, from this JSON")
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.markdown:
-        print(markdown(json.loads(options.markdown.read_text())["results"]))
-        return
     tf.config.set_visible_devices([], "GPU")  # the memory measured is the process's own
     asked = problem(options.quick)
     if options.one:
@@ -228,7 +224,7 @@ def main(description: str, problem: Callable[[bool], Problem]) -> None:
     for name, training in trainings.items():
         results[name] |= training.results(trainings[ALONE])
     console.print(table(asked.title, results))
-    if options.out:
+    if options.json:
         weights = trainings[ALONE].model.trainable_variables
         about = {
             "problem": asked.title,
@@ -240,4 +236,4 @@ def main(description: str, problem: Callable[[bool], Problem]) -> None:
             "cpus": os.cpu_count(),
             "versions": {module.__name__: module.__version__ for module in (tf, keras, tav)},
         }
-        options.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+        options.json.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")

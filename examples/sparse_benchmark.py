@@ -1,6 +1,6 @@
 """What a sparse gradient costs: milliseconds a step and peak memory, and how they grow with the table.
 
-    python examples/sparse_benchmark.py
+    python examples/sparse_benchmark.py [--json FILE]
 
 A step is `optimizer.apply` on one float32 table of width 64 and 8,192 ids drawn by a Zipf law, under
 `tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's optimizers with sparse_update
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
@@ -107,9 +108,29 @@ def in_its_own_process(name: str, rows: int, rounds: int) -> dict[str, float]:
     return json.loads(output.splitlines()[-1])
 
 
+def markdown(numbers: dict[str, Any]) -> str:
+    """The table of docs/benchmarks.md."""
+    results = numbers["results"]
+    lines = [
+        "| | ms a step | Keras's time over it | MiB beyond table and slots |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, own in results.items():
+        shown = (
+            name.replace("keras ", "keras.optimizers.").replace("tav.", "").replace("torch ", "torch.optim.")
+        )
+        optimizer, _, how = shown.replace(" ", ", ", 1).partition(",")
+        factor = results["keras Adam"]["ms"] / own["ms"]
+        lines.append(
+            f"| `{optimizer}`{',' if how else ''}{how} | {own['ms']:.3g} | {factor:.3g} | {own['mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
     parser.add_argument("--alone", help="only this one, and print its numbers as JSON")
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
@@ -129,19 +150,25 @@ def main() -> None:
     for heading in ("optimizer", "ms", "Keras x", "MiB beyond table and slots"):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     del steps
+    results: dict[str, dict[str, float]] = {}
     for name, ms in medians.items():
         mib = in_its_own_process(name, rows, 5)["mib"]
+        results[name] = {"ms": ms, "mib": mib}
         table.add_row(name, f"{ms:.2f}", f"{medians['keras Adam'] / ms:.1f}", f"{mib:.0f}")
     console.print(table)
     growth = Table(title="the lazy AdamW step as the table grows", box=None)
     for heading in ("rows", "table MiB", "optimizer", "ms", "MiB beyond table and slots"):
         growth.add_column(heading, justify="right")
     names = [name for name in medians if name.startswith("tav.AdamW lazy")]
+    growing: dict[str, dict[str, dict[str, float]]] = {}
     for rows, name in track(list(itertools.product(SIZES, names)), "growing", console=console):
         run = in_its_own_process(name, rows, options.rounds)
+        growing.setdefault(name, {})[str(rows)] = run
         numbers = f"{run['ms']:.2f}", f"{run['mib']:.0f}"
         growth.add_row(f"{rows:,}", f"{rows * WIDTH / 2**18:.0f}", name, *numbers)
     console.print(growth)
+    if options.json:
+        options.json.write_text(json.dumps({"results": results, "growing": growing}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What XLA does for a training step, and where the compiled op belongs: `tav.fused.split_step` compared.
 
-    python examples/split_step.py [--quick] [--models ...] [--out FILE]
+    python examples/split_step.py [--quick] [--models ...] [--json FILE]
 
 Four trainings of a model, from the same weights and on the same batches, take turns of a few steps in one
 process: Keras's AdamW, and ours without the op, each with the whole step compiled by XLA; ours split, with
@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
 
@@ -104,8 +104,9 @@ def measure(model: Model, progress: Progress) -> dict[str, dict[str, float]]:
     }
 
 
-def markdown(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def markdown(numbers: dict[str, Any]) -> str:
     """The table of docs/benchmarks.md; bold: the fastest."""
+    results = numbers["results"]
     lines = [f"| | {' | '.join(results)} |", f"| --- |{' ---: |' * len(results)}"]
     for contestant in CONTESTANTS:
         cells = [contestant]
@@ -135,12 +136,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small models, few steps")
     parser.add_argument("--models", nargs="+", help=f"some of {', '.join(MODELS)}")
-    parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
-    parser.add_argument("--markdown", type=Path, help="only print the table of the docs, from this JSON")
+    parser.add_argument("--json", type=Path, help="where to keep the numbers")
     options = parser.parse_args()
-    if options.markdown:
-        print(markdown(json.loads(options.markdown.read_text())["results"]))
-        return
     models = QUICK if options.quick else MODELS
     console = Console(width=None if Console().is_terminal else 150)
     results = {}
@@ -149,10 +146,10 @@ def main() -> None:
             results[name] = measure(models[name], progress)
             keras.utils.clear_session()
     console.print(table(results))
-    if options.out:
+    if options.json:
         versions = {module.__name__: module.__version__ for module in (tf, keras, tav)}
         numbers = {"cpus": os.cpu_count(), "versions": versions, "results": results}
-        options.out.write_text(json.dumps(numbers, indent=2) + "\n")
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

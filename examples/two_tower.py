@@ -1,6 +1,6 @@
 """A two-tower recommender with large embedding tables, trained by AdamW with lazy sparse updates.
 
-    python examples/two_tower.py [--quick] [--out FILE]
+    python examples/two_tower.py [--quick] [--json FILE]
 
 Who likes what is made on the spot as in recommender.py: each user and each item has hidden factors, and is
 drawn by a Zipf law. A tower is an embedding and two dense layers; the product of the two towers' outputs says
@@ -90,6 +90,8 @@ def problem(quick: bool) -> side_by_side.Problem:
         turns=size.batches // steps,
     )
 
+
+markdown = side_by_side.markdown
 
 if __name__ == "__main__":
     side_by_side.main(__doc__, problem)

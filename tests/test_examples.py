@@ -19,7 +19,7 @@ def run(name, *options):
 
 @pytest.mark.parametrize("name", ["bert_classifier", "resnet50", "two_tower"])
 def test_quick(name, tmp_path):
-    printed = run(name, "--out", tmp_path / "numbers.json")
+    printed = run(name, "--json", tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     results = numbers["results"]
     for own in results:
@@ -42,22 +42,8 @@ def test_the_first_turn_in_a_process_of_its_own():
 
 
 def test_split_step(tmp_path):
-    run("split_step", "--models", "10 small dense layers", "--out", tmp_path / "numbers.json")
+    run("split_step", "--models", "10 small dense layers", "--json", tmp_path / "numbers.json")
     (results,) = json.loads((tmp_path / "numbers.json").read_text())["results"].values()
     losses = [own.pop("last_loss") for own in results.values()]
     assert max(losses) - min(losses) < 1e-3
     assert min(value for own in results.values() for value in own.values()) > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "page"),
-    [
-        ("bert_classifier", "examples"),
-        ("resnet50", "examples"),
-        ("two_tower", "examples"),
-        ("split_step", "benchmarks"),
-    ],
-)
-def test_the_table_of_the_docs_is_that_of_the_numbers(name, page):
-    printed = run(name, "--markdown", EXAMPLES / f"{name}.json")
-    assert printed.strip() in (EXAMPLES.parent / "docs" / f"{page}.md").read_text()

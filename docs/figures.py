@@ -1,0 +1,82 @@
+"""Writes the pictures and the tables of numbers of README.md and docs/ from the results that are kept.
+
+    python docs/figures.py             # all of them
+    python docs/figures.py --check     # writes nothing; an error where a table is not that of its results
+
+A page marks what is written:
+
+    <!-- numbers: which_one -->                     what examples/which_one.py makes of which_one.json
+    <!-- numbers: benchmark small -->               with a part
+    <!-- end of numbers -->
+
+A program that keeps results as examples/NAME.json has a function `markdown`, for such a mark, or `picture`,
+for docs/images/NAME.png, or is an `experiment.Experiment`, which has both as methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES, IMAGES = ROOT / "examples", ROOT / "docs" / "images"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARK = re.compile(r"(<!-- numbers: (\w+)(?: ([\w-]+))? -->\n\n).*?(\n\n<!-- end of numbers -->)", re.DOTALL)
+
+
+def program(name: str) -> Any:
+    if str(EXAMPLES) not in sys.path:
+        sys.path.insert(0, str(EXAMPLES))
+    module = importlib.import_module(name)
+    return getattr(module, "EXPERIMENT", module)
+
+
+def numbers(name: str) -> Any:
+    return json.loads((EXAMPLES / f"{name}.json").read_text())
+
+
+def written(page: str) -> str:
+    """The page with its tables."""
+
+    def table(mark: re.Match[str]) -> str:
+        begin, name, part, end = mark.groups()
+        return begin + program(name).markdown(numbers(name), *([part] if part else [])) + end
+
+    return MARK.sub(table, page)
+
+
+def pictures() -> list[str]:
+    """The programs that draw one, of those that keep results."""
+    names = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+    return [name for name in names if hasattr(program(name), "picture")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    options = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        before = page.read_text()
+        after = written(before)
+        if options.check and after != before:
+            stale.append(page.relative_to(ROOT))
+        elif after != before:
+            page.write_text(after)
+            print(f"{page.relative_to(ROOT)}: tables written")
+    if stale:
+        raise SystemExit(f"Not the tables of examples/*.json: {', '.join(map(str, stale))}. Run make figures")
+    if not options.check:
+        for name in track(pictures(), "pictures"):
+            program(name).picture(numbers(name), IMAGES / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

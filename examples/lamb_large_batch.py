@@ -1,0 +1,198 @@
+"""Does LAMB need no warm-up where batches are large?
+
+You et al. ("Large batch optimization for deep learning: training BERT in 76 minutes", 2020) scale the
+learning rate by the square root of the batch, and go on to save steps where other optimizers gain no more.
+Here a small transformer encoder tells which of four Markov chains a line is of, with batches from 32 to 8192:
+LAMB and AdamW without warm-up, and AdamW with a linear warm-up over the first tenth of the steps that the
+batch is given. Each has the rate that is best for it at a batch of 32, by two seeds that the report does not
+use, times sqrt(batch / 32). Batches of more than 1024 come by gradient accumulation.
+
+Counted are the steps until the loss on held-out lines is at most 0.6 (the untrained model has 1.4; from the
+letters alone, without their order, 0.9). An optimizer falls behind where it takes more than 1.5 times the
+steps of the best, or where most seeds do not get there in the steps that the batch is given.
+
+    python examples/lamb_large_batch.py --json lamb_large_batch.json --out lamb_large_batch.png
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import experiment
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import small_tasks
+
+import tf_adam_variants as tav
+
+SMALLEST, LARGEST_AT_ONCE = 32, 1024
+STEPS = {32: 1500, 128: 800, 512: 400, 2048: 200, 8192: 120}  # at most, by the batch
+TARGET, QUICK_TARGET = 0.6, 1.0
+ADAM_RATES = [2.0**k for k in range(-12, -5)]
+RATES = {"LAMB": [2.0**k for k in range(-10, -3)], "AdamW": ADAM_RATES, "AdamW, warm-up": ADAM_RATES}
+COLORS = {"LAMB": "#CC79A7", "AdamW": "#0072B2", "AdamW, warm-up": "#56B4E9"}
+SEEDS, TUNING_SEEDS = range(5), range(100, 102)
+LENGTH, LINES, EVALUATIONS = 8, 65_536, 60
+LATE = 1.5
+
+
+def tuning(quick: bool, _: pd.DataFrame) -> list[experiment.Trial]:
+    return [
+        {
+            "optimizer": optimizer,
+            "batch": SMALLEST,
+            "rate": rate,
+            "seed": seed,
+            "steps": 120 if quick else STEPS[SMALLEST],
+            "target": QUICK_TARGET if quick else TARGET,
+        }
+        for optimizer, rates in RATES.items()
+        for rate in (rates[3:4] if quick else rates)
+        for seed in TUNING_SEEDS[: 1 if quick else None]
+    ]
+
+
+def at_all_batches(quick: bool, tuned: pd.DataFrame) -> list[experiment.Trial]:
+    """At the rate whose mean loss when the training ends, or number of steps to the target, is the lowest."""
+    order = tuned.groupby(["optimizer", "rate"])[["lines", "loss"]].mean().reset_index()
+    best = order.sort_values(["lines", "loss"]).groupby("optimizer").rate.first()
+    return [
+        {
+            "optimizer": optimizer,
+            "batch": batch,
+            "rate": float(best[optimizer]) * (batch / SMALLEST) ** 0.5,
+            "seed": seed,
+            "steps": 120 if quick else steps,
+            "target": QUICK_TARGET if quick else TARGET,
+        }
+        for batch, steps in list(STEPS.items())[: 2 if quick else None]
+        for optimizer in RATES
+        for seed in SEEDS[: 1 if quick else None]
+    ]
+
+
+def run(optimizer: str, batch: int, rate: float, seed: int, steps: int, target: float) -> dict[str, Any]:
+    """Train until the target is reached, or for so many steps."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    parts = max(1, batch // LARGEST_AT_ONCE)  # that one update's gradient is accumulated from
+    schedule = rate
+    if optimizer.endswith("warm-up"):  # schedules count the parts
+        schedule = tav.schedules.LinearWarmup(rate, warmup_steps=parts * steps // 10)
+    make = tav.LAMB if optimizer == "LAMB" else tav.AdamW
+    model = small_tasks.encoder(LENGTH)
+    every = max(1, steps // EVALUATIONS)
+    model.compile(
+        make(schedule, weight_decay=0.01, gradient_accumulation_steps=parts if parts > 1 else None),
+        small_tasks.crossentropy(),
+        steps_per_execution=every * parts,
+    )
+    data = small_tasks.chains(LINES, seed=1, length=LENGTH)
+    held_out = small_tasks.chains(1024, seed=2, length=LENGTH)
+    stop = StopAt(target)
+    model.fit(
+        small_tasks.batches(data, batch // parts, seed),
+        epochs=steps // every,
+        steps_per_epoch=every * parts,
+        validation_data=tuple(held_out),
+        validation_batch_size=1024,
+        shuffle=False,
+        callbacks=[stop],
+        verbose=0,
+    )
+    taken = every * len(stop.losses)
+    reached = stop.losses[-1] <= target
+    return {
+        "reached": reached,
+        "taken": taken,
+        "lines": taken * batch,
+        "loss": stop.losses[-1],
+        "losses": stop.losses,
+    }
+
+
+class StopAt(keras.callbacks.Callback):
+    def __init__(self, target: float) -> None:
+        super().__init__()
+        self._target = target
+        self.losses: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        loss = logs["val_loss"]
+        self.losses.append(loss if np.isfinite(loss) else float("inf"))
+        if not self._target < loss < float("inf"):
+            self.model.stop_training = True
+
+
+def medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """The steps to the target [batch, optimizer]: the median of the seeds, infinite where most fail."""
+    own = frame[frame.seed.isin(SEEDS)]
+    steps = own.taken.where(own.reached, np.inf)
+    return steps.groupby([own.batch, own.optimizer], sort=False).median().unstack()[list(RATES)]
+
+
+def report(frame: pd.DataFrame) -> str:
+    steps = medians(frame)
+    own = frame[frame.seed.isin(SEEDS)]
+    rows = []
+    for optimizer in RATES:
+        first = own[own.optimizer == optimizer]
+        cells = [optimizer, f"{first.rate.min():.2g}"]
+        for batch in steps.index:
+            reached = first[(first.batch == batch) & first.reached]
+            count = f"{len(reached)} of {first.seed.nunique()}"
+            if np.isinf(steps.loc[batch, optimizer]):
+                cells.append(f"- ({count})")
+            else:
+                cells.append(
+                    f"{steps.loc[batch, optimizer]:.0f} ({reached.taken.min()} to {reached.taken.max()})"
+                )
+        rows.append(cells)
+    headings = ["steps (lowest to highest)", "rate at 32", *map(str, steps.index)]
+    behind = steps.gt(LATE * steps.min(axis=1), axis=0) | np.isinf(steps)
+    sentences = []
+    for optimizer, late in behind.items():
+        batches = list(late.index[late])
+        sentences.append(f"{optimizer} " + (f"falls behind at {batches[0]}" if batches else "at none"))
+    return f"{experiment.table(headings, rows)}\n\nOf these batches: {'; '.join(sentences)}."
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    steps, own = medians(frame), frame[frame.seed.isin(SEEDS)]
+    batches = list(steps.index)
+    figure, (left, *curves) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    for i, (optimizer, color) in enumerate(COLORS.items()):
+        ours = own[own.optimizer == optimizer]
+        reached = ours[ours.reached]
+        left.plot(steps.index, steps[optimizer], color=color, label=optimizer)
+        left.scatter(reached.batch * 1.08 ** (i - 1), reached.taken, color=color, s=14)
+        failed = ours[~ours.reached].groupby("batch").size()
+        for batch, count in failed.items():
+            height = 1.1 * max(STEPS.values()) * 1.25**i
+            left.text(batch, height, f"{count} not", color=color, ha="center", fontsize=8)
+    ideal = steps.iloc[0].min() * batches[0] / np.array(batches)
+    left.plot(batches, ideal, color="gray", ls=":", label="steps x batch constant")
+    left.set(xscale="log", yscale="log", xlabel="batch", ylabel="steps to the loss", ylim=(5, 4000))
+    left.set_xticks(batches, map(str, batches), minor=False)
+    left.minorticks_off()
+    left.legend(loc="lower left")
+    left.grid(alpha=0.3, which="both")
+    for axes, batch in zip(curves, (batches[0], batches[-1]), strict=True):
+        for optimizer, color in COLORS.items():
+            for row in own[(own.batch == batch) & (own.optimizer == optimizer)].itertuples():
+                every = row.taken // len(row.losses)
+                axes.plot(every * (1 + np.arange(len(row.losses))), row.losses, color=color, alpha=0.7, lw=1)
+        axes.axhline(own.target.iloc[0], color="gray", ls=":")
+        axes.set(title=f"batch {batch}", xlabel="steps", ylabel="loss on held-out lines", ylim=(0.5, 3))
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"Rates scaled by the square root of the batch; seeds: {own.seed.nunique()}")
+    figure.savefig(path, dpi=110)
+
+
+EXPERIMENT = experiment.Experiment(experiment.in_processes(run, tuning, at_all_batches), report, draw)
+
+if __name__ == "__main__":
+    experiment.main(EXPERIMENT, __doc__)

@@ -1,0 +1,155 @@
+"""The experiments: as --quick runs them, and what they conclude from numbers whose answer is known."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import adamw_decoupling  # noqa: E402
+import experiment  # noqa: E402
+import lamb_large_batch  # noqa: E402
+import loss_against_seconds  # noqa: E402
+import qhadam_early_gain  # noqa: E402
+import tune  # noqa: E402
+import which_one  # noqa: E402
+
+ALL = [adamw_decoupling, qhadam_early_gain, lamb_large_batch, which_one, loss_against_seconds, tune]
+
+
+@pytest.mark.parametrize("program", ALL, ids=lambda program: program.__name__)
+def test_quick(program, tmp_path):
+    kept, picture = tmp_path / "results.json", tmp_path / "picture.png"
+    command = [sys.executable, program.__file__, "--quick", "--json", kept, "--out", picture]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trials in" in done.stdout
+    assert picture.stat().st_size > 10_000
+    numbers = json.loads(kept.read_text())
+    assert len({len(column) for column in numbers.values()}) == 1  # a row a trial
+    again = program.EXPERIMENT.markdown(numbers)
+    assert again.startswith("| ")
+    sentence = again.split("\n\n", 1)[1].split()
+    assert all(word in done.stdout for word in sentence if word.isalpha())
+
+
+def test_a_trial_that_fails_ends_the_experiment():
+    results = experiment.in_processes(json.loads, lambda quick, frame: [{"s": "1"}, {"s": "{"}], processes=1)
+    with pytest.raises(json.JSONDecodeError):
+        results(True, experiment.Console())
+
+
+def test_numbers_are_kept_with_six_digits(tmp_path):
+    frame = pd.DataFrame({"a": [1 / 3, float("nan")], "b": [[1e-9 / 3, 2.0], [1.0]], "c": ["x", None]})
+    experiment.save(frame, tmp_path / "kept.json")
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert kept == {"a": [0.333333, None], "b": [[3.33333e-10, 2.0], [1.0]], "c": ["x", None]}
+
+
+def test_the_best_decay_moves_with_a_planted_power_of_the_rate():
+    powers = {"L2": 0.5, "learning_rate": 0.0, "schedule": 1.0}
+    rows = []
+    for kind, decays in adamw_decoupling.DECAYS.items():
+        middle = np.log10(decays[len(decays) // 2])
+        for rate in adamw_decoupling.RATES:
+            best = middle + powers[kind] * np.log10(rate / 2**-6)
+            for decay in decays:
+                for seed in range(5):
+                    loss = 1 + 0.1 * (np.log10(decay) - best) ** 2 + 1e-3 * seed
+                    rows.append({"kind": kind, "rate": rate, "decay": decay, "seed": seed, "loss": loss})
+    frame = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    for kind, power in powers.items():
+        factor, low, high = adamw_decoupling.shifts(frame, kind)
+        assert [factor, low, high] == pytest.approx([4**power] * 3)
+    assert 'depends least on the rate with AdamW, `"learning_rate"`' in adamw_decoupling.report(frame)
+
+
+def test_a_best_decay_at_the_edge_of_the_grid_is_none():
+    decays = np.array([1e-3, 1e-2, 1e-1])
+    falling, flat, inside = [3.0, 2.0, 1.0], [1.0, 0.99, 1.0], [1.0, 0.5, 1.0]
+    best = adamw_decoupling.best_decays(decays, np.array([falling, flat, inside]))
+    assert np.isnan(best).tolist() == [True, True, False]
+    assert best[2] == pytest.approx(-2)
+
+
+def test_gains_of_paired_seeds():
+    theirs = np.arange(1, 101).reshape(5, 20) / 10
+    value, low, high = qhadam_early_gain.gains(0.9 * theirs, theirs)
+    assert [value, low, high] == pytest.approx([10, 10, 10])
+    early = theirs.copy()
+    early[:, :2] -= 0.05
+    assert "100 % of the gain" in qhadam_early_gain.share(early, theirs)
+    assert qhadam_early_gain.share(theirs, early) == ""
+
+
+def test_the_rate_is_tuned_on_the_other_seeds():
+    rows = [
+        {
+            "task": "images",
+            "optimizer": "Adam",
+            "rate": rate,
+            "seed": seed,
+            "validation": abs(rate - 0.1) if seed >= 100 else -rate,
+        }
+        for rate in (0.1, 1.0)
+        for seed in (0, 1, 100, 101)
+    ]
+    chosen = qhadam_early_gain.tuned(pd.DataFrame(rows))
+    assert set(chosen.rate) == {0.1}
+    assert set(chosen.seed) == {0, 1}
+
+
+def test_an_optimizer_falls_behind():
+    steps = {"LAMB": [100, 50, 25], "AdamW": [100, 70, 50], "AdamW, warm-up": [99, 99, 99]}
+    rows = [
+        {
+            "optimizer": optimizer,
+            "batch": batch,
+            "rate": 0.1,
+            "seed": seed,
+            "taken": taken + seed,
+            "reached": not (optimizer == "AdamW, warm-up" and batch == 512),
+        }
+        for optimizer, own in steps.items()
+        for batch, taken in zip((32, 128, 512), own, strict=True)
+        for seed in range(5)
+    ]
+    report = lamb_large_batch.report(pd.DataFrame(rows))
+    assert "LAMB at none" in report
+    assert "AdamW falls behind at 512" in report
+    assert "AdamW, warm-up falls behind at 128" in report
+    assert "- (0 of 5)" in report
+
+
+def test_ranks_and_relative_losses():
+    means = {"Adam": [1.0, 4.0], "SGD, momentum": [2.0, 2.0], "AdamW": [4.0, 8.0]}
+    rows = [
+        {"task": task, "optimizer": optimizer, "seed": seed, "test": loss + 1e-6 * seed}
+        for optimizer, losses in means.items()
+        for task, loss in zip(("images", "text"), losses, strict=True)
+        for seed in range(5)
+    ]
+    found = which_one.Losses.of(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    relative = pd.DataFrame(found.relative(), found.tasks, found.optimizers)
+    assert relative["Adam"].to_dict() == pytest.approx({"images": 1, "text": 2}, rel=1e-4)
+    assert relative["AdamW"].to_dict() == pytest.approx({"images": 4, "text": 4}, rel=1e-4)
+    overall = dict(zip(found.optimizers, which_one.overall(found.relative()), strict=True))
+    assert overall == pytest.approx({"Adam": 2**0.5, "SGD, momentum": 2**0.5, "AdamW": 4}, rel=1e-4)
+    ranks = dict(zip(found.optimizers, which_one.rank(found.relative()), strict=True))
+    assert ranks == {"Adam": 1.5, "SGD, momentum": 1.5, "AdamW": 3}
+
+
+def test_seconds_to_the_loss_that_all_reach():
+    losses = np.array([[4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 2.0]] * 2)
+    seconds = np.arange(1.0, 9.0) * np.ones((2, 1))
+    pair = loss_against_seconds.Pair("x", ("a", "b"), (losses, losses), (2 * seconds, seconds), (None, None))
+    assert pair.target == 2
+    theirs, ours = pair.seconds_to_target()
+    assert theirs.tolist() == [16, 16]
+    assert ours.tolist() == [8, 8]

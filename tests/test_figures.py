@@ -1,0 +1,46 @@
+"""The tables of README.md and docs/ are those of the results in examples/."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
+figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(figures)
+
+
+@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
+def test_the_tables_are_those_of_the_results(page):
+    assert figures.written(page.read_text()) == page.read_text()
+
+
+def test_a_changed_number_is_seen():
+    page = (ROOT / "docs" / "arguments.md").read_text()
+    begin, end = figures.MARK.search(page).span()
+    changed = page[:begin] + re.sub(r"(\d)\.(\d)", r"\2.\1", page[begin:end], count=1) + page[end:]
+    assert changed != page
+    assert figures.written(changed) == page
+
+
+def test_all_results_are_shown_and_every_mark_has_its_own():
+    pages = "".join(page.read_text() for page in figures.PAGES)
+    kept = {path.stem for path in (ROOT / "examples").glob("*.json")}
+    marked = {name for _, name, _, _ in figures.MARK.findall(pages)}
+    assert marked <= kept
+    assert kept <= marked | set(figures.pictures())
+    assert (
+        pages.count("<!-- numbers: ")
+        == pages.count("<!-- end of numbers -->")
+        == len(figures.MARK.findall(pages))
+    )
+
+
+@pytest.mark.parametrize("name", figures.pictures())
+def test_a_picture_is_drawn_from_the_results(name, tmp_path):
+    picture = tmp_path / "picture.png"
+    figures.program(name).picture(figures.numbers(name), picture)
+    assert picture.stat().st_size > 10_000
+    assert (ROOT / "docs" / "images" / f"{name}.png").exists()
