@@ -14,7 +14,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from test_split_step import ops_of
-from test_strategies import strategy_of
+from test_strategies import OLDEST_KERAS, strategy_of
 
 import tf_adam_variants as tav
 
@@ -98,7 +98,10 @@ def events(folder):
 
 
 def gradients_of(step, batch, sparse):
-    """Of each variable: the mean over the batch of what is its sum over the ids."""
+    """Of each variable: the mean over the batch of what is its sum over the ids.
+
+    Keras 3.6 adds up replicas' losses, later versions make their mean.
+    """
     examples = range(step * batch, (step + 1) * batch)
     table = GRADIENTS["table/embeddings"][examples].astype("float64")
     if sparse:
@@ -106,7 +109,7 @@ def gradients_of(step, batch, sparse):
         for b, example in enumerate(examples):
             np.add.at(table[b], ROW_IDS[example], ROWS[example])
     kernel, bias = (GRADIENTS[name][examples].astype("float64") for name in ("first/kernel", "first/bias"))
-    return [g.mean(axis=0) for g in (kernel, bias, table)]
+    return [g.sum(axis=0) if OLDEST_KERAS else g.mean(axis=0) for g in (kernel, bias, table)]
 
 
 def expected(
@@ -138,7 +141,7 @@ def expected(
             u = (w - step_of(dict(of_rows), **unadapted)) / rate
             w_norm, u_norm = np.sqrt(np.sum(w**2)), np.sqrt(np.sum(u**2))
             ratio = w_norm / u_norm if w_norm > 0 and u_norm > 0 else 1.0
-            ratio = np.clip(ratio, told.get("trust_ratio_min"), told.get("trust_ratio_max"))
+            ratio = min(max(ratio, told.get("trust_ratio_min", 0.0)), told.get("trust_ratio_max", np.inf))
             if lamb and name in excluded:
                 ratio = 1.0
             numbers.setdefault(t, {}).update(
@@ -212,7 +215,7 @@ SITUATIONS = {
     "clipvalue": ({"clipvalue": 0.25}, {}, {"clipping": {"clipvalue": 0.25}}, range(1, 8)),
     "global_clipnorm": ({"global_clipnorm": 0.5}, {}, {"clipping": {"global_clipnorm": 0.5}}, range(1, 8)),
     "constant loss scale": ({"loss_scale_factor": 128.0}, {}, {}, range(1, 8)),
-    "steps_per_execution": ({}, {"steps_per_execution": 3}, {}, [3, 6, 7]),
+    "steps_per_execution": ({}, {"steps_per_execution": 3}, {}, [3, 6] if OLDEST_KERAS else [3, 6, 7]),
     "accumulation": ({"gradient_accumulation_steps": 3}, {}, {"accumulate": 3}, [1, 2]),
     "both": ({"gradient_accumulation_steps": 2}, {"steps_per_execution": 3}, {"accumulate": 2}, [1, 3]),
     "schedule": ({"learning_rate": HALVES}, {}, {"rates": HALVED}, range(1, 8)),
@@ -360,7 +363,8 @@ def test_within_the_scope_of_a_strategy(place, tmp_path):
         batch = 3 if place == "three replicas" else 1
         data = [np.repeat(part[:STEPS], batch, axis=0) for part in data]
         fit(model, data, Logger(tmp_path, 1), batch=batch)
-    assert_logged(tmp_path, expected(PLAIN[tav.LAMB])[0], range(1, STEPS + 1))
+    rtol = 1e-5 if OLDEST_KERAS else 1e-6  # its gradients are three times as large, and epsilon is not
+    assert_logged(tmp_path, expected(PLAIN[tav.LAMB])[0], range(1, STEPS + 1), rtol)
 
 
 class Seen(keras.callbacks.Callback):
@@ -432,19 +436,15 @@ def test_the_training_is_the_same(how, cls, tmp_path):
     options, compiled = UNCHANGED[how]
     ends = []
     for callbacks in ([], [Logger(tmp_path, 2)]):
-        dropout = [] if how == "XLA" else [keras.layers.Dropout(0.5)]  # it takes long to compile
-        model = dense_model(made(PLAIN[cls], learning_rate=0.0625, **options), *dropout, **compiled)
-        ends.append((trained(model, *callbacks), state(model)))
-    (history, before), (own, after) = ends
+        model, data = model_of(made(PLAIN[cls], **options), "float32", **compiled)
+        fit(model, data, *callbacks, epochs=2)
+        ends.append(state(model))
     assert events(tmp_path)
-    if how == "XLA":
-        assert history["loss"] == pytest.approx(own["loss"], rel=1e-5)
-        for have, want in zip(after, before, strict=True):
-            np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-6)
-    else:
-        assert history == own
-        for have, want in zip(after, before, strict=True):
-            np.testing.assert_array_equal(have, want)
+    for before, after in zip(*ends, strict=True):
+        if how == "XLA":
+            np.testing.assert_allclose(after, before, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(after, before)
 
 
 class Counter(keras.layers.Layer):
