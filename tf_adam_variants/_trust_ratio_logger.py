@@ -18,45 +18,47 @@ QUANTITIES = ("weight_norm", "update_norm", "trust_ratio")
 
 
 class TrustRatioLogger(keras.callbacks.Callback):
-    r"""Write weight norm, update norm and trust ratio of every trainable variable to TensorBoard.
+    """Write weight norm, update norm and trust ratio of every trainable variable to TensorBoard.
 
-    For each variable with weights $w$, of all four optimizers, as of the step that is taken, before it:
+    Of a variable with weights w, at a step that is logged, before the step is taken:
 
-    $$
-    \text{weight_norm} = \lVert w \rVert_2, \quad
-    \text{update_norm} = \lVert u \rVert_2, \quad
-    \text{trust_ratio} = r = \frac{\lVert w \rVert_2}{\lVert u \rVert_2},
-    \qquad u = d + \lambda' w
-    $$
+        weight_norm = |w|
+        update_norm = |u|,  u = d + decay w
+        trust_ratio = r = |w| / |u|, 1 where either norm is 0
 
-    where $d$ is the direction of the step, after clipping, with the moments that the step makes (see the
-    optimizer), and $r$ is 1 where either norm is 0. So $u$ is what the learning rate $\eta$ is a factor of:
+    d is the direction of this step, from the clipped gradient and the moments that the step makes of it:
+    Adam's (AdamW, LAMB) or QHAdam's (QHAdam, QHAdamW), see there. So u is what the learning rate is a factor
+    of, and in `weight_decay` l:
 
-    - `LAMB`: $\lambda' = \lambda$, its `weight_decay`, and the step is $w \gets w - \eta\, r\, u$. $r$ is the
-      ratio that it takes: clipped to `trust_ratio_min` and `trust_ratio_max`, and 1 for variables that are
-      excluded from layer adaptation.
-    - The others have no trust ratio in their step, $w \gets w - \eta\, u$, and $r$ is the one that LAMB would
-      give them. $\lambda'$ is $\lambda$ in the `weight_decay_mode` "learning_rate", $\lambda$ over the peak
-      learning rate in "schedule", and $\lambda / \eta$ in "independent"; 0 for `QHAdam`.
+        LAMB        w <- w - learning_rate r u      decay = l; r is the one that the step takes: clipped
+                                                    to [trust_ratio_min, trust_ratio_max], and 1 for
+                                                    variables excluded from layer adaptation
+        AdamW,      w <- w - learning_rate u        weight_decay_mode="learning_rate": decay = l
+        QHAdamW                                                       "schedule": l / peak_learning_rate
+                                                                      "independent": l / learning_rate
+        QHAdam      w <- w - learning_rate u        decay = 0
 
-    Variables that are excluded from weight decay have $\lambda' = 0$. The norms of float16 and bfloat16
-    variables are those of their float32 arithmetic, of the master weights where there are some. With
-    `sparse_update="lazy"` both norms are those of the rows that the gradient names, which alone take the
-    step.
+    and decay = 0 for variables excluded from weight decay. The last three take no trust ratio: theirs is the
+    one that LAMB would take. A step of LAMB moves a variable by the learning rate times |w|, where r is not
+    clipped; one of the others moves it by learning_rate / r times |w|, so that a rate becomes too large for
+    the variable with the smallest r first.
 
-    A step of LAMB moves a variable by $\eta$ of its norm, where $r$ is not clipped; a step of the others by
-    $\eta / r$ of it. So with these a learning rate is too large first for the variable with the smallest $r$.
+    Norms are those of the arithmetic: float32 for float16 and bfloat16 variables, of the master weights where
+    there are some. With sparse_update="lazy" they are taken over the rows that the gradient names, which
+    alone take the step.
 
-    A tag is a quantity and the variable's path without the model's name, as `trust_ratio/dense/kernel`. A
-    histogram over all variables is in `trust_ratio/all`, and so on. The step that TensorBoard shows is the
-    count of the optimizer's updates, this one included; it goes on over several calls of `fit`.
+    A tag is a quantity and the variable's path without the model's name, as `trust_ratio/dense/kernel`.
+    `trust_ratio/all` and its like are histograms over all variables. TensorBoard's step is the count of the
+    optimizer's updates, this one included; it goes on from one `fit` to the next.
 
-    Steps that are not logged run the model's train function as it is. Those that are run a second one, which
-    computes the norms too. It is traced at the first logged step, and compiled where XLA compiles the first,
-    which takes as long once more. The weights become what they would be without the callback: bit for bit, or
-    to rounding where XLA compiles the update. Instead of a step that does not update, the next one that does
-    is logged: with `gradient_accumulation_steps`, or where a `LossScaleOptimizer` passes over gradients that
-    overflow. With `steps_per_execution` the numbers are those of the last update in the call.
+    Steps that are not logged run the model's train function as it is. Those that are logged run a second one,
+    which computes the norms too. It is traced at the first logged step, and compiled where XLA compiles the
+    other, which takes as long once more. The weights become what they would be without the callback: bit for
+    bit, or to rounding where XLA compiles the update.
+
+    Where a step does not update, the next one that does is logged: with `gradient_accumulation_steps`, or
+    where a `LossScaleOptimizer` passes over gradients that overflow. With `steps_per_execution` the numbers
+    are those of the last update in the call.
 
     Args:
         log_dir: str or path: the folder of the event files, in which TensorBoard looks. As for
