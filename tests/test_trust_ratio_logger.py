@@ -457,7 +457,7 @@ class Counter(keras.layers.Layer):
         return x
 
 
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 def test_steps_that_are_not_logged_are_those_without_the_callback(split, tmp_path):
     """The same function object, which is traced no more; nor is the logged one, after the first time."""
     counter = Counter()

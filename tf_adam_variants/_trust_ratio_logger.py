@@ -38,10 +38,10 @@ class TrustRatioLogger(keras.callbacks.Callback):
                                                                       "independent": l / learning_rate
         QHAdam      w <- w - learning_rate u        decay = 0
 
-    and decay = 0 for variables excluded from weight decay. The last three take no trust ratio: theirs is the
-    one that LAMB would take. A step of LAMB moves a variable by the learning rate times |w|, where r is not
-    clipped; one of the others moves it by learning_rate / r times |w|, so that a rate becomes too large for
-    the variable with the smallest r first.
+    and decay = 0 for variables excluded from weight decay. AdamW, QHAdamW and QHAdam take no trust ratio:
+    theirs is the one that LAMB would take. A step of LAMB moves a variable by the learning rate times |w|,
+    where r is not clipped; one of the others moves it by learning_rate / r times |w|, so that a rate becomes
+    too large for the variable with the smallest r first.
 
     Norms are those of the arithmetic: float32 for float16 and bfloat16 variables, of the master weights where
     there are some. With sparse_update="lazy" they are taken over the rows that the gradient names, which
@@ -99,7 +99,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         super().__init__()
         if not log_dir or not isinstance(log_dir, (str, os.PathLike)):
             raise ValueError(
-                f"`log_dir` must be a folder, as a str or a path: the one that TensorBoard is given. "
+                "`log_dir` must be a folder, as a str or a path: the one that TensorBoard is given. "
                 f"Received: log_dir={log_dir!r}"
             )
         if update_freq != "epoch":
@@ -107,7 +107,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
                 update_freq = _arguments.count("update_freq", update_freq, least=1)
             except ValueError:
                 raise ValueError(
-                    f'`update_freq` must be "epoch" or an integer >= 1: how many steps there are from one '
+                    '`update_freq` must be "epoch" or an integer >= 1: how many steps there are from one '
                     f"that is logged to the next. Received: update_freq={update_freq!r}"
                 ) from None
         self.log_dir = log_dir
