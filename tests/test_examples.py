@@ -41,6 +41,12 @@ def test_the_first_turn_in_a_process_of_its_own():
     assert min(numbers.values()) > 0
 
 
+def test_trust_ratio(tmp_path):
+    printed = run("trust_ratio", "--log-dir", tmp_path)
+    assert printed.count("  hidden/kernel ") == 2
+    assert all(list((tmp_path / name).iterdir()) for name in ("LAMB", "AdamW"))
+
+
 def test_split_step(tmp_path):
     run("split_step", "--models", "10 small dense layers", "--json", tmp_path / "numbers.json")
     (results,) = json.loads((tmp_path / "numbers.json").read_text())["results"].values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
 import keras
@@ -15,7 +15,7 @@ from tf_adam_variants._rows import Rows
 from tf_adam_variants._saved_state import SavedState
 from tf_adam_variants._step import Parameter, StepInputs, Workload
 from tf_adam_variants._update import Update
-from tf_adam_variants.engines import Engine
+from tf_adam_variants.engines import Engine, formula
 
 # Keras 3.6 counts the step in the method that we replace under replicas, later versions in `apply`.
 _COUNTS_IN_BACKEND_APPLY = (
@@ -50,6 +50,7 @@ class AdamVariant(Configured):
         self._without_adaptation: frozenset[int] = frozenset()
         self._lazily_accumulated: frozenset[Any] = frozenset()
         self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step
+        self._watcher: Callable[[list[int], Any], Any] | None = None  # told the norms of the steps traced now
         self._layout = SavedState(self)  # the name is that of its part in checkpoints
 
     # -- state -----------------------------------------------------------------------------------------------
@@ -376,34 +377,69 @@ class AdamVariant(Configured):
     def _take(self, first: Any, gradients: Any, variables: Any, engine: Engine, inputs: StepInputs) -> None:
         """Update variables on one device, that of the first one."""
         pairs = zip(gradients, variables, strict=True)
-        parameters = [self._parameter(g, v, first.device, engine.takes_slices) for g, v in pairs]
-        engine.take(parameters, self._update, inputs, exact=self.sparse_update == "exact")
+        parameters = [self._parameter(g, v, first.device) for g, v in pairs]
+        with tf.control_dependencies(self._watched(parameters, variables, inputs)):
+            if not engine.takes_slices:
+                parameters = [self._by_rows(p) for p in parameters]
+            engine.take(parameters, self._update, inputs, exact=self.sparse_update == "exact")
 
-    def _parameter(self, gradient: Any, variable: Any, device: str, takes_slices: bool) -> Parameter:
-        """A variable with its slots and its gradient, on this device; by rows where the gradient is."""
+    def _watched(self, parameters: list[Parameter], variables: Any, inputs: StepInputs) -> list[Any]:
+        """Tell who watches the step its norms; what has to be done before it is taken."""
+        device = parameters[0].variable.device
+        if self._watcher is None or device != _variables.devices(variables[0])[0]:
+            return []  # all replicas have the same norms
+        of_the_formula = []
+        for p, variable in zip(parameters, variables, strict=True):
+            if isinstance(p.gradient, tf.IndexedSlices):
+                sums = _gradients.to_dense if self.sparse_update == "exact" else _gradients.sum_repeated_ids
+                p = p._replace(gradient=sums(p.gradient, variable.shape[0], _variables.state_dtype(variable)))
+            of_the_formula.append(self._by_rows(p))
+        norms = formula.norms(of_the_formula, self._update, inputs)
+        with tf.control_dependencies([norms]):
+            for p in of_the_formula:
+                for tensor in p:
+                    if isinstance(tensor, Rows):  # the engine may take whole variables
+                        tensor.allow_dense_reads()
+            return [self._watcher([self._get_variable_index(v) for v in variables], norms)]
+
+    def _parameter(self, gradient: Any, variable: Any, device: str) -> Parameter:
+        """A variable with its slots and its gradient, on this device."""
         index = self._get_variable_index(variable)
         tensors = {"variable": variable} | {
             name: slots[index].value for name, slots in self._slots().items() if slots[index] is not None
         }
         tensors = {name: _variables.on_device(tensor, device) for name, tensor in tensors.items()}
-        ids = sentinels = None
         if self._lazily_accumulates(variable):
             gradient = _gradients.nonzero_rows(gradient)
         if self._replicas() > 1 and (self.clipnorm or self.clipvalue):
             (gradient,) = self._clipped([self._summed(gradient, variable)])
-        if isinstance(gradient, tf.IndexedSlices) and not takes_slices:
-            gradient = self._summed(gradient, variable)
-            sentinels = _gradients.sentinels(gradient, variable.shape[0])
-            ids, gradient = gradient.indices, gradient.values
-            tensors = {name: Rows(tensor, ids) for name, tensor in tensors.items()}
         return Parameter(
             **tensors,
             gradient=gradient,
             weight_decay=index not in self._without_decay,
             layer_adaptation=index not in self._without_adaptation,
             stream=index if self.stochastic_rounding and _variables.is_half(variable) else None,
+        )
+
+    def _by_rows(self, p: Parameter) -> Parameter:
+        """The rows that its gradient names, where that is slices: what engines take that take no slices."""
+        if not isinstance(p.gradient, tf.IndexedSlices):
+            return p
+        gradient = self._summed(p.gradient, p.variable)
+        ids = gradient.indices
+        tensors = (p.variable, p.momentum, p.velocity, p.velocity_hat, p.master_weight)
+        variable, momentum, velocity, velocity_hat, master_weight = (
+            None if tensor is None else Rows(tensor, ids) for tensor in tensors
+        )
+        return p._replace(
+            variable=variable,
+            momentum=momentum,
+            velocity=velocity,
+            velocity_hat=velocity_hat,
+            master_weight=master_weight,
+            gradient=gradient.values,
             ids=ids,
-            sentinels=sentinels,
+            sentinels=_gradients.sentinels(gradient, p.variable.shape[0]),
         )
 
     def _slots(self) -> dict[str, list[Any]]:

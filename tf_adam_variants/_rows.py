@@ -30,14 +30,14 @@ class Rows(NamedTuple):
     def assign(self, value: Any) -> None:
         handle = self.variable.handle
         tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=self.ids, updates=value)
-        self._allow_dense_reads()
+        self.allow_dense_reads()
 
     def assign_sub(self, value: Any) -> None:
         handle = self.variable.handle
         tf.raw_ops.ResourceScatterSub(resource=handle, indices=self.ids, updates=value)
-        self._allow_dense_reads()
+        self.allow_dense_reads()
 
-    def _allow_dense_reads(self) -> None:
+    def allow_dense_reads(self) -> None:
         """Let dense reads use the variable's memory again.
 
         After a gather or a scatter TensorFlow copies the whole table at each dense read, and Keras's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -72,6 +73,18 @@ class Step(NamedTuple):
             learning_rate=rate,
             rounding_key=0.0 if seed is None else _rounding.step_key(seed, inputs.iterations),
         )
+
+    @classmethod
+    def over_learning_rate(cls, update: Update, inputs: StepInputs) -> Step:
+        """The step with u over the learning rate: d + weight_decay w, w <- w - learning_rate u.
+
+        It is the update's own where that has a trust ratio, and where it has none not the quotient, which
+        a learning rate of 0 does not have.
+        """
+        step = cls.of(dataclasses.replace(update, trust_ratio=True), inputs)
+        if update.trust_ratio or not update.weight_decay:
+            return step
+        return step._replace(weight_decay=step.weight_decay / (_decay_peak(update) or step.learning_rate))
 
     def cast(self, dtype: tf.DType) -> Step:
         """The same scalars in another type."""

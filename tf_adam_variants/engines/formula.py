@@ -10,8 +10,9 @@ The coefficients are those of `_step.Step`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -37,30 +38,45 @@ def global_norm(gradients: Sequence[Any], device: str = "") -> Any:
 def take(parameters: Sequence[Parameter], update: Update, inputs: StepInputs, exact: bool) -> None:
     """Update variables and slots, each by a few operations."""
     step = Step.of(update, inputs)
-    scales = tf.is_tensor(step.gradient_scale)
     rounding_key = step.rounding_key  # float32 would not hold it
     step = step.cast(parameters[0].momentum.dtype)
     for parameter in parameters:
-        _take(parameter, update, step, scales, rounding_key)
+        _take(parameter, update, step, rounding_key)
 
 
-def _take(p: Parameter, update: Update, step: Step, scales: bool, rounding_key: Any) -> None:
+class Computed(NamedTuple):
+    """What a step makes of a variable, before anything is written."""
+
+    w: Any  # the weights that it begins with
+    momentum: Any
+    velocity: Any
+    velocity_hat: Any | None
+    u: Any  # the direction and the weight decay
+
+
+def computed(p: Parameter, update: Update, step: Step) -> Computed:
+    """New moments and u."""
     g = tf.cast(p.gradient, p.momentum.dtype)
-    if scales:
+    if tf.is_tensor(step.gradient_scale):
         g *= step.gradient_scale
     w = weights(p)
     m, v = moments(p.momentum.value(), p.velocity.value(), g, update, step)
+    v_hat = None if p.velocity_hat is None else tf.maximum(v, p.velocity_hat.value())
+    u = direction(m, v if v_hat is None else v_hat, g, update, step)
+    if p.weight_decay and update.weight_decay:
+        u += step.weight_decay * w
+    return Computed(w, m, v, v_hat, u)
+
+
+def _take(p: Parameter, update: Update, step: Step, rounding_key: Any) -> None:
+    w, m, v, v_hat, u = computed(p, update, step)
     p.momentum.assign(m)
     p.velocity.assign(v)
     if p.velocity_hat is not None:
-        v = tf.maximum(v, p.velocity_hat.value())
-        p.velocity_hat.assign(v)
-    u = direction(m, v, g, update, step)
-    if p.weight_decay and update.weight_decay:
-        u += step.weight_decay * w
+        p.velocity_hat.assign(v_hat)
     if update.trust_ratio:
         if p.layer_adaptation:
-            u *= step.learning_rate * trust_ratio(w, u, p.sentinels, update, step)
+            u *= step.learning_rate * trust_ratio(*half_norms(w, u, p.sentinels), update, step)
         else:
             u *= step.learning_rate
     if p.variable.dtype == p.momentum.dtype:
@@ -113,12 +129,16 @@ def direction(m: Any, v: Any, g: Any, update: Update, step: Step) -> Any:
     return numerator / (tf.sqrt(v) + step.epsilon)
 
 
-def trust_ratio(w: Any, u: Any, sentinels: Any | None, update: Update, step: Step) -> Any:
-    """|w| / |u|, 1 where either norm is 0, then clipped; rows of sentinel ids do not count."""
+def half_norms(w: Any, u: Any, sentinels: Any | None) -> tuple[Any, Any]:
+    """|w| and |u|, both over the square root of 2; rows of sentinel ids do not count."""
     if sentinels is not None:
         w, u = (tf.where(sentinels, tf.zeros_like(x), x) for x in (w, u))
-    # l2_loss is half the square of the norm in one pass without a copy; the halves cancel.
-    w_norm, u_norm = tf.sqrt(tf.nn.l2_loss(w)), tf.sqrt(tf.nn.l2_loss(u))
+    # l2_loss is half the square of the norm in one pass without a copy.
+    return tf.sqrt(tf.nn.l2_loss(w)), tf.sqrt(tf.nn.l2_loss(u))
+
+
+def trust_ratio(w_norm: Any, u_norm: Any, update: Update, step: Step) -> Any:
+    """|w| / |u|, 1 where either norm is 0, then clipped. A factor that both norms have cancels."""
     # Not by their minimum, in which XLA loses a NaN.
     ratio = tf.where((w_norm > 0) & (u_norm > 0), w_norm / u_norm, 1)
     if update.trust_ratio_min is not None:
@@ -126,6 +146,23 @@ def trust_ratio(w: Any, u: Any, sentinels: Any | None, update: Update, step: Ste
     if update.trust_ratio_max is not None:
         ratio = tf.minimum(ratio, step.trust_ratio_max)
     return ratio
+
+
+def norms(parameters: Sequence[Parameter], update: Update, inputs: StepInputs) -> Any:
+    """|w|, |u| and the trust ratio of a step that is about to be taken, in float64: [variables, 3].
+
+    u is what the learning rate is a factor of. The ratio of an update without one is |w| / |u|.
+    """
+    step = Step.over_learning_rate(update, inputs)
+    step = step.cast(parameters[0].momentum.dtype)
+    rows = []
+    for p in parameters:
+        c = computed(p, update, step)
+        w_norm, u_norm = half_norms(c.w, c.u, p.sentinels)
+        adapts = p.layer_adaptation or not update.trust_ratio
+        ratio = trust_ratio(w_norm, u_norm, update, step) if adapts else tf.ones_like(w_norm)
+        rows.append(tf.cast(tf.stack([math.sqrt(2) * w_norm, math.sqrt(2) * u_norm, ratio]), tf.float64))
+    return tf.stack(rows)
 
 
 def widened(values: Any) -> Any:

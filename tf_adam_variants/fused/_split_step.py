@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_adam_variants import _train_function
 from tf_adam_variants.fused import _library
 
 
@@ -69,8 +70,12 @@ def split_step(model: keras.Model) -> None:
         return metrics
 
     split = _ModelWith(model, train_step=train_step, jit_compile=False)
-    split.make_train_function(force=True)
-    model.train_function = split.train_function  # `compile` sets it to None
+
+    def make() -> Any:
+        split.make_train_function(force=True)
+        return split.train_function
+
+    model.train_function = _train_function.made_by(make)  # `compile` sets it to None
 
 
 class _ModelWith:
