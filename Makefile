@@ -23,7 +23,7 @@ test: build ## The whole test suite, with the examples in the docstrings.
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2
 
 torture: build ## Kills, full disks and damaged files while a training is saved and loaded: some minutes.
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/torture.py
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/torture.py --json tests/torture.json
 
 lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff check .

@@ -5,12 +5,12 @@
 
 A page marks what is written:
 
-    <!-- numbers: which_one -->                     what examples/which_one.py makes of which_one.json
+    <!-- numbers: which_one -->                     what which_one.py makes of which_one.json beside it
     <!-- numbers: benchmark small -->               with a part
     <!-- end of numbers -->
 
-A program that keeps results as examples/NAME.json has a function `markdown`, for such a mark, or `picture`,
-for docs/images/NAME.png, or is an `experiment.Experiment`, which has both as methods.
+A program NAME.py of examples/ or tests/ that keeps results as NAME.json has a function `markdown`, for such a
+mark, or `picture`, for docs/images/NAME.png, or is an `experiment.Experiment`, which has both as methods.
 """
 
 from __future__ import annotations
@@ -26,20 +26,29 @@ from typing import Any
 from rich.progress import track
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES, IMAGES = ROOT / "examples", ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARK = re.compile(r"(<!-- numbers: (\w+)(?: ([\w-]+))? -->\n\n).*?(\n\n<!-- end of numbers -->)", re.DOTALL)
+MARK = re.compile(
+    r"(<!-- numbers: (\w+)(?: ([\w-]+))? -->\n\n)(?:(?:(?!<!-- ).)*?\n\n)?(<!-- end of numbers -->)",
+    re.DOTALL,
+)
+
+
+RESULTS = {path.stem: path for folder in ("examples", "tests") for path in (ROOT / folder).glob("*.json")}
 
 
 def program(name: str) -> Any:
-    if str(EXAMPLES) not in sys.path:
-        sys.path.insert(0, str(EXAMPLES))
+    if name not in RESULTS:
+        raise SystemExit(f"There is no {name}.json in examples/ or tests/, of which a page wants the numbers")
+    folder = str(RESULTS[name].parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     module = importlib.import_module(name)
     return getattr(module, "EXPERIMENT", module)
 
 
 def numbers(name: str) -> Any:
-    return json.loads((EXAMPLES / f"{name}.json").read_text())
+    return json.loads(RESULTS[name].read_text())
 
 
 def written(page: str) -> str:
@@ -47,15 +56,14 @@ def written(page: str) -> str:
 
     def table(mark: re.Match[str]) -> str:
         begin, name, part, end = mark.groups()
-        return begin + program(name).markdown(numbers(name), *([part] if part else [])) + end
+        return begin + program(name).markdown(numbers(name), *([part] if part else [])) + "\n\n" + end
 
     return MARK.sub(table, page)
 
 
 def pictures() -> list[str]:
     """The programs that draw one, of those that keep results."""
-    names = sorted(path.stem for path in EXAMPLES.glob("*.json"))
-    return [name for name in names if hasattr(program(name), "picture")]
+    return [name for name in sorted(RESULTS) if hasattr(program(name), "picture")]
 
 
 def main() -> None:
@@ -72,7 +80,7 @@ def main() -> None:
             page.write_text(after)
             print(f"{page.relative_to(ROOT)}: tables written")
     if stale:
-        raise SystemExit(f"Not the tables of examples/*.json: {', '.join(map(str, stale))}. Run make figures")
+        raise SystemExit(f"Not the tables of the results: {', '.join(map(str, stale))}. Run make figures")
     if not options.check:
         for name in track(pictures(), "pictures"):
             program(name).picture(numbers(name), IMAGES / f"{name}.png")

@@ -10,6 +10,10 @@ cosine. Three kinds of decay:
     learning_rate   AdamW: w <- w - lr_t l w, as Keras, PyTorch and optax have it
     schedule        AdamW: w <- w - (lr_t / lr_0) l w, as in the paper: changing lr_0 changes no decay
 
+Reported is by which factor the best decay is multiplied where the rate is 4 times as large, from a line
+through those rates where a decay in the grid helps; and how far the loss is above the lowest, at 4 times the
+rate or a fourth of it, where the decay is kept.
+
     python examples/adamw_decoupling.py --json adamw_decoupling.json --out adamw_decoupling.png
 """
 
@@ -37,7 +41,7 @@ DECAYS = {  # half a decade from one to the next
     "schedule": [10 ** (k / 2) for k in range(-8, 1)],
 }
 SEEDS = 5
-MATTERS = 0.98  # decay matters where the loss with the best is at most so many times the one without
+MATTERS = 0.98  # decay matters where the lowest loss is at most so many times that of the least decay
 EXAMPLES, BATCH_SIZE, EPOCHS = 256, 32, 100
 
 
@@ -76,7 +80,8 @@ def run(kind: str, rate: float, decay: float, seed: int, epochs: int) -> dict[st
     model.compile(optimizer, loss, steps_per_execution=steps)
     batches = small_tasks.batches(small_tasks.Split(x, y), BATCH_SIZE, seed)
     model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
-    return {"loss": float(loss(y_test, model(x_test)))}  # `evaluate` would add the penalty
+    value = float(loss(y_test, model(x_test)))  # `evaluate` would add the penalty
+    return {"loss": value if np.isfinite(value) else float("inf")}
 
 
 def data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -116,61 +121,76 @@ def best_decays(decays: np.ndarray, mean_losses: np.ndarray) -> np.ndarray:
     return found
 
 
-def shift(rates: np.ndarray, best: np.ndarray) -> float:
-    """The factor by which the best decay changes where the rate is 4 times as large: a line through all."""
-    known = ~np.isnan(best)
-    if known.sum() < 2:
+def usable(decays: np.ndarray, mean_losses: np.ndarray) -> np.ndarray:
+    """Which rates have a best decay."""
+    return ~np.isnan(best_decays(decays, mean_losses))
+
+
+def shift(rates: np.ndarray, best: np.ndarray, used: np.ndarray) -> float:
+    """The factor of the best decay where the rate is 4 times as large, from a line through those used."""
+    used = used & ~np.isnan(best)
+    if used.sum() < 2:
         return float("nan")
-    return float(4 ** np.polyfit(np.log10(rates[known]), best[known], 1)[0])
+    return float(4 ** np.polyfit(np.log10(rates[used]), best[used], 1)[0])
 
 
 def shifts(frame: pd.DataFrame, kind: str) -> tuple[float, float, float]:
     """The shift, and the interval that holds 95 % of it when the seeds are drawn again."""
     rates, decays, of_seeds = losses(frame, kind)
+    used = usable(decays, of_seeds.mean(axis=-1))
 
     def of(draw: Any) -> float:
-        return shift(rates, best_decays(decays, of_seeds[..., draw].mean(axis=-1)))
+        return shift(rates, best_decays(decays, of_seeds[..., draw].mean(axis=-1)), used)
 
-    draws = experiment.resampled(of_seeds.shape[-1])
-    return of(slice(None)), *experiment.interval(of(draw) for draw in draws)
+    draws = [of(draw) for draw in experiment.resampled(of_seeds.shape[-1])]
+    return of(slice(None)), *np.percentile(draws, [2.5, 97.5])
 
 
 def cost(frame: pd.DataFrame, kind: str) -> float:
-    """By how many per cent the loss is above the lowest at 4 times the rate, where the decay is kept."""
-    _, _, of_seeds = losses(frame, kind)
+    """How far, in per cent, the loss is above the lowest at 4 times the rate or a fourth, the decay kept."""
+    rates, decays, of_seeds = losses(frame, kind)
     mean = of_seeds.mean(axis=-1)
-    kept = [mean[i + 2, mean[i].argmin()] / mean[i + 2].min() - 1 for i in range(len(mean) - 2)]
+    used = usable(decays, mean)
+    kept = [
+        mean[new, mean[old].argmin()] / mean[new].min() - 1
+        for old in np.flatnonzero(used)
+        for new in np.flatnonzero(used & np.isin(np.round(np.log2(rates / rates[old])), [-2, 2]))
+    ]
     return 100 * float(np.mean(kept)) if kept else float("nan")
 
 
 def report(frame: pd.DataFrame) -> str:
     rows, moved = [], {}
-    for kind in DECAYS:
+    for kind, name in NAMES.items():
         rates, decays, of_seeds = losses(frame, kind)
         mean = of_seeds.mean(axis=-1)
-        factor, low, high = shifts(frame, kind)
-        moved[kind] = factor
+        best, used = best_decays(decays, mean), np.flatnonzero(usable(decays, mean))
+        moved[kind], low, high = shifts(frame, kind)
         i, j = np.unravel_index(mean.argmin(), mean.shape)
+        ends = [f"{10 ** best[k]:.2g} at {rates[k]:.2g}" for k in used[[0, -1]]] if len(used) else []
         rows.append(
             [
-                NAMES[kind],
-                f"{factor:.2f} ({low:.2f} to {high:.2f})",
+                name,
+                f"{moved[kind]:.2f} ({low:.2f} to {high:.2f})",
+                ", ".join(ends),
                 f"{cost(frame, kind):.0f} %",
-                f"{mean.min():.3f} ± {of_seeds[i, j].std(ddof=1) if of_seeds.shape[-1] > 1 else 0:.3f}",
+                f"{mean.min():.3f}",
                 f"{rates[i]:.2g}, {decays[j]:.2g}",
             ]
         )
     headings = [
-        "", "the best decay moves by a factor of", "loss above the lowest, decay kept",
+        "", "factor of the best decay", "the best decay", "loss above the lowest",
         "lowest loss", "at rate, decay",
     ]  # fmt: skip
-    moves = ", ".join(f"{moved[kind]:.2g} with {name}" for kind, name in NAMES.items())
-    stays = min(moved, key=lambda kind: abs(np.log(moved[kind])))
-    conclusion = (
-        f"With 4 times the learning rate the best decay is larger by a factor of {moves}: on this problem "
-        f"it depends least on the rate with {NAMES[stays]}. Where the decay is kept nevertheless, the loss "
-        "is above the lowest of the new rate by the per cent of the second column."
-    )
+    known = {kind: factor for kind, factor in moved.items() if np.isfinite(factor)}
+    conclusion = "Too few rates have a best decay in the grid to tell how it moves."
+    if known:
+        moves = ", ".join(f"{factor:.2g} with {NAMES[kind]}" for kind, factor in known.items())
+        stays = min(known, key=lambda kind: abs(np.log(known[kind])))
+        conclusion = (
+            f"Where the learning rate is 4 times as large, the best decay is multiplied by {moves}: on this "
+            f"problem it depends least on the rate with {NAMES[stays]}."
+        )
     return f"{experiment.table(headings, rows)}\n\n{conclusion}"
 
 

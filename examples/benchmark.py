@@ -389,7 +389,7 @@ def markdown(numbers: dict[str, dict[str, dict[str, Floats]]], part: str) -> str
                 continue
             floor = [f"{100 * results[FLOOR]['ms'] / own['ms']:.0f}"] if with_floor else []
             cells += [
-                f"{own['ms']:.3g}",
+                shown(own["ms"], part),
                 f"{rival['ms'] / own['ms']:.1f}",
                 *floor,
                 f"{own['first']:.1f}",
@@ -413,9 +413,13 @@ def summary(numbers: dict[str, dict[str, dict[str, Floats]]]) -> str:
                 continue
             factor = "" if own is rival else f" ({rival['ms'] / own['ms']:.1f})"
             bold = "**" * row.startswith("**")
-            cells.append(f"{bold}{own['ms']:.3g}{factor}{bold}")
+            cells.append(f"{bold}{shown(own['ms'], set_name)}{factor}{bold}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
+
+
+def shown(ms: float, set_name: str) -> str:
+    return f"{ms:.1f}" if set_name == "small" else f"{ms:.0f}"
 
 
 def find(results: dict[str, Floats], row: str) -> Floats | None:

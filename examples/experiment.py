@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import matplotlib
 import numpy as np
 import pandas as pd
+import scipy.stats
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -44,9 +45,10 @@ class Experiment(NamedTuple):
     report: Callable[[pd.DataFrame], str]  # Markdown: a table and a conclusion
     draw: Callable[[pd.DataFrame, Path], None]
 
-    def markdown(self, numbers: dict[str, Any]) -> str:
-        """The report on numbers from a JSON."""
-        return self.report(pd.DataFrame(numbers))
+    def markdown(self, numbers: dict[str, Any], part: str = "") -> str:
+        """The report on numbers from a JSON, or of it its "conclusion", which is the last paragraph."""
+        report = self.report(pd.DataFrame(numbers))
+        return report.split("\n\n")[-1] if part == "conclusion" else report
 
     def picture(self, numbers: dict[str, Any], path: Path) -> None:
         self.draw(pd.DataFrame(numbers), path)
@@ -145,11 +147,17 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def resampled(seeds: int, times: int = 2000) -> Iterator[np.ndarray]:
-    """Indices of seeds drawn with replacement: a statistic of each draw tells how far it depends on them."""
+    """Indices of seeds drawn with replacement: a statistic of each draw tells how far it depends on them.
+
+    Of five seeds, an interval that holds 95 % of the draws holds the truth in some 85 % of the cases.
+    """
     yield from np.random.default_rng(0).integers(seeds, size=(times, seeds))
 
 
-def interval(values: Any) -> tuple[float, float]:
-    """That holds 95 % of them."""
-    low, high = np.nanpercentile(np.asarray(list(values), "float64"), [2.5, 97.5])
-    return float(low), float(high)
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of a few values, and the 95 % interval of it by Student's t; endless for a single one."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, -np.inf, np.inf
+    reach = float(scipy.stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+    return mean, mean - reach, mean + reach

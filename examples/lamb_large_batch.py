@@ -1,15 +1,17 @@
-"""Does LAMB need no warm-up where batches are large?
+"""LAMB and AdamW where batches are large, with and without a warm-up.
 
 You et al. ("Large batch optimization for deep learning: training BERT in 76 minutes", 2020) scale the
 learning rate by the square root of the batch, and go on to save steps where other optimizers gain no more.
-Here a small transformer encoder tells which of four Markov chains a line is of, with batches from 32 to 8192:
-LAMB and AdamW without warm-up, and AdamW with a linear warm-up over the first tenth of the steps that the
-batch is given. Each has the rate that is best for it at a batch of 32, by two seeds that the report does not
-use, times sqrt(batch / 32). Batches of more than 1024 come by gradient accumulation.
+People say that LAMB needs no warm-up for it. Here a small transformer encoder tells which of four Markov
+chains a line is of, with batches from 32 to 8192. Each optimizer has the rate that is best for it at a batch
+of 32, by two seeds that the report does not use, times sqrt(batch / 32). A warm-up is linear and takes a
+tenth of the steps that the batch is given. Biases and layer normalisation are excluded from weight decay and
+trust ratios. Batches of more than 1024 come by gradient accumulation.
 
 Counted are the steps until the loss on held-out lines is at most 0.6 (the untrained model has 1.4; from the
-letters alone, without their order, 0.9). An optimizer falls behind where it takes more than 1.5 times the
-steps of the best, or where most seeds do not get there in the steps that the batch is given.
+letters alone, without their order, 0.9). It is looked at 60 times or more in the steps that the batch is
+given. An optimizer falls behind where it takes more than 1.5 times the steps of the best, or where most seeds
+do not get there.
 
     python examples/lamb_large_batch.py --json lamb_large_batch.json --out lamb_large_batch.png
 """
@@ -29,11 +31,18 @@ import small_tasks
 import tf_adam_variants as tav
 
 SMALLEST, LARGEST_AT_ONCE = 32, 1024
-STEPS = {32: 1500, 128: 800, 512: 400, 2048: 200, 8192: 120}  # at most, by the batch
+STEPS = {32: 1200, 128: 600, 512: 300, 2048: 150, 8192: 90}  # at most, by the batch
 TARGET, QUICK_TARGET = 0.6, 1.0
 ADAM_RATES = [2.0**k for k in range(-12, -5)]
-RATES = {"LAMB": [2.0**k for k in range(-10, -3)], "AdamW": ADAM_RATES, "AdamW, warm-up": ADAM_RATES}
-COLORS = {"LAMB": "#CC79A7", "AdamW": "#0072B2", "AdamW, warm-up": "#56B4E9"}
+LAMB_RATES = [2.0**k for k in range(-10, -3)]
+RATES = {
+    "LAMB": LAMB_RATES,
+    "LAMB, warm-up": LAMB_RATES,
+    "AdamW": ADAM_RATES,
+    "AdamW, warm-up": ADAM_RATES,
+}
+COLORS = {"LAMB": "#882255", "LAMB, warm-up": "#CC79A7", "AdamW": "#0072B2", "AdamW, warm-up": "#56B4E9"}
+EXCLUDED = ["bias", "gamma", "beta"]
 SEEDS, TUNING_SEEDS = range(5), range(100, 102)
 LENGTH, LINES, EVALUATIONS = 8, 65_536, 60
 LATE = 1.5
@@ -56,9 +65,10 @@ def tuning(quick: bool, _: pd.DataFrame) -> list[experiment.Trial]:
 
 
 def at_all_batches(quick: bool, tuned: pd.DataFrame) -> list[experiment.Trial]:
-    """At the rate whose mean loss when the training ends, or number of steps to the target, is the lowest."""
-    order = tuned.groupby(["optimizer", "rate"])[["lines", "loss"]].mean().reset_index()
-    best = order.sort_values(["lines", "loss"]).groupby("optimizer").rate.first()
+    """At the rate that gets there in the fewest steps."""
+    cost = tuned.taken.where(tuned.reached, 10 * tuned.steps)
+    order = tuned.assign(cost=cost).groupby(["optimizer", "rate"])[["cost", "loss"]].mean().reset_index()
+    best = order.sort_values(["cost", "loss"]).groupby("optimizer").rate.first()
     return [
         {
             "optimizer": optimizer,
@@ -82,11 +92,16 @@ def run(optimizer: str, batch: int, rate: float, seed: int, steps: int, target: 
     schedule = rate
     if optimizer.endswith("warm-up"):  # schedules count the parts
         schedule = tav.schedules.LinearWarmup(rate, warmup_steps=parts * steps // 10)
-    make = tav.LAMB if optimizer == "LAMB" else tav.AdamW
+    make = tav.LAMB if optimizer.startswith("LAMB") else tav.AdamW
     model = small_tasks.encoder(LENGTH)
     every = max(1, steps // EVALUATIONS)
     model.compile(
-        make(schedule, weight_decay=0.01, gradient_accumulation_steps=parts if parts > 1 else None),
+        make(
+            schedule,
+            weight_decay=0.01,
+            exclude_from_weight_decay=EXCLUDED,
+            gradient_accumulation_steps=parts if parts > 1 else None,
+        ),
         small_tasks.crossentropy(),
         steps_per_execution=every * parts,
     )
@@ -108,7 +123,6 @@ def run(optimizer: str, batch: int, rate: float, seed: int, steps: int, target: 
     return {
         "reached": reached,
         "taken": taken,
-        "lines": taken * batch,
         "loss": stop.losses[-1],
         "losses": stop.losses,
     }
@@ -139,25 +153,25 @@ def report(frame: pd.DataFrame) -> str:
     own = frame[frame.seed.isin(SEEDS)]
     rows = []
     for optimizer in RATES:
-        first = own[own.optimizer == optimizer]
-        cells = [optimizer, f"{first.rate.min():.2g}"]
+        ours = own[own.optimizer == optimizer]
+        cells = [optimizer, f"{ours.rate.min():.2g}"]
         for batch in steps.index:
-            reached = first[(first.batch == batch) & first.reached]
-            count = f"{len(reached)} of {first.seed.nunique()}"
+            reached = ours[(ours.batch == batch) & ours.reached]
+            count = f"{len(reached)} of {ours.seed.nunique()}"
             if np.isinf(steps.loc[batch, optimizer]):
                 cells.append(f"- ({count})")
             else:
-                cells.append(
-                    f"{steps.loc[batch, optimizer]:.0f} ({reached.taken.min()} to {reached.taken.max()})"
-                )
+                low, high = reached.taken.min(), reached.taken.max()
+                failures = "" if len(reached) == ours.seed.nunique() else f"; {count}"
+                cells.append(f"{steps.loc[batch, optimizer]:.0f} ({low} to {high}{failures})")
         rows.append(cells)
     headings = ["steps (lowest to highest)", "rate at 32", *map(str, steps.index)]
     behind = steps.gt(LATE * steps.min(axis=1), axis=0) | np.isinf(steps)
     sentences = []
     for optimizer, late in behind.items():
         batches = list(late.index[late])
-        sentences.append(f"{optimizer} " + (f"falls behind at {batches[0]}" if batches else "at none"))
-    return f"{experiment.table(headings, rows)}\n\nOf these batches: {'; '.join(sentences)}."
+        sentences.append(f"{optimizer} " + (f"at {', '.join(map(str, batches))}" if batches else "nowhere"))
+    return f"{experiment.table(headings, rows)}\n\nFalling behind: {'; '.join(sentences)}."
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:

@@ -157,9 +157,13 @@ def recommender() -> Task:
 
 def factors() -> keras.Model:
     ids = keras.Input((2,), dtype="int64")
-    small = {"embeddings_initializer": keras.initializers.RandomNormal(stddev=0.1)}
-    user = keras.layers.Embedding(USERS, 16, **small)(ids[:, 0])
-    item = keras.layers.Embedding(ITEMS, 16, **small)(ids[:, 1])
+
+    def table(rows: int) -> keras.layers.Embedding:
+        return keras.layers.Embedding(
+            rows, 16, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.1)
+        )
+
+    user, item = table(USERS)(ids[:, 0]), table(ITEMS)(ids[:, 1])
     return keras.Model(ids, keras.layers.Dot(axes=1)([user, item]))
 
 

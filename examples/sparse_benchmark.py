@@ -115,16 +115,24 @@ def markdown(numbers: dict[str, Any]) -> str:
         "| | ms a step | Keras's time over it | MiB beyond table and slots |",
         "| --- | ---: | ---: | ---: |",
     ]
+    prefixes = {"keras ": "keras.optimizers.", "tav.": "", "torch ": "torch.optim."}
     for name, own in results.items():
-        shown = (
-            name.replace("keras ", "keras.optimizers.").replace("tav.", "").replace("torch ", "torch.optim.")
-        )
-        optimizer, _, how = shown.replace(" ", ", ", 1).partition(",")
+        for short, long in prefixes.items():
+            name = name.replace(short, long)
+        optimizer, _, how = name.partition(" ")
         factor = results["keras Adam"]["ms"] / own["ms"]
-        lines.append(
-            f"| `{optimizer}`{',' if how else ''}{how} | {own['ms']:.3g} | {factor:.3g} | {own['mib']:.0f} |"
+        cells = (
+            f"`{optimizer}`{f', {how}' if how else ''}",
+            shown(own["ms"]),
+            shown(factor),
+            f"{own['mib']:.0f}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown(number: float) -> str:
+    return f"{number:.1f}" if number < 10 else f"{number:.0f}"
 
 
 def main() -> None:

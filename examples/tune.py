@@ -2,7 +2,7 @@
 
 The search is random, over the four optimizers of this package on scikit-learn's digits, with a small
 convolutional network. A hyperparameter that an optimizer does not have is not drawn for it. Each trial is
-trained twice, from different weights.
+trained twice, from different weights; its validation loss is the mean of the lowest of each.
 
     python examples/tune.py --json tune.json --out tune.png
 """
@@ -94,12 +94,12 @@ def report(frame: pd.DataFrame) -> str:
         ]
         for row in frame.head(BEST).itertuples()
     ]
-    best = frame.groupby("optimizer").val_loss.min().sort_values()
-    found = ", ".join(f"{name} {loss:.4f}" for name, loss in best.items())
+    best = frame.groupby("optimizer").val_loss.agg(["min", "size"]).sort_values("min")
+    found = ", ".join(f"{row.Index} {row.min:.4f} of {row.size}" for row in best.itertuples())
     headings = ["optimizer", *(f"`{name}`" for name in NUMBERS), "validation loss"]
     return (
         f"{experiment.table(headings, rows)}\n\n"
-        f"The best {len(rows)} of {len(frame)} trials. The lowest loss of each optimizer: {found}."
+        f"The best {len(rows)} of {len(frame)} trials. The lowest loss of each optimizer's trials: {found}."
     )
 
 
@@ -156,7 +156,7 @@ class Scale(NamedTuple):
 
     def height(self, values: pd.Series) -> pd.Series:
         values = np.log10(values.astype("float64")) if self.logarithmic else values
-        return (values - self.low) / (self.high - self.low)
+        return (values - self.low) / ((self.high - self.low) or 1)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Five."""

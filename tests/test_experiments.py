@@ -78,14 +78,24 @@ def test_a_best_decay_at_the_edge_of_the_grid_is_none():
     assert best[2] == pytest.approx(-2)
 
 
-def test_gains_of_paired_seeds():
-    theirs = np.arange(1, 101).reshape(5, 20) / 10
-    value, low, high = qhadam_early_gain.gains(0.9 * theirs, theirs)
-    assert [value, low, high] == pytest.approx([10, 10, 10])
-    early = theirs.copy()
-    early[:, :2] -= 0.05
-    assert "100 % of the gain" in qhadam_early_gain.share(early, theirs)
-    assert qhadam_early_gain.share(theirs, early) == ""
+def test_where_no_decay_helps_nothing_is_said_of_its_moves():
+    rows = [
+        {"kind": kind, "rate": rate, "decay": decay, "seed": seed, "loss": 1.0}
+        for kind, decays in adamw_decoupling.DECAYS.items()
+        for rate in adamw_decoupling.RATES
+        for decay in decays
+        for seed in range(2)
+    ]
+    assert "Too few rates" in adamw_decoupling.report(pd.DataFrame(rows))
+
+
+def test_ratios_of_paired_seeds():
+    theirs = np.arange(1.0, 6.0)
+    assert np.exp(qhadam_early_gain.log_ratio(0.9 * theirs, theirs)) == pytest.approx([0.9] * 3)
+    # Student's own sleep data: the mean difference 1.58 lies between 0.70 and 2.46.
+    differences = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert experiment.mean_interval(differences) == pytest.approx((1.58, 0.70, 2.46), abs=0.005)
+    assert experiment.mean_interval(np.array([3.0])) == (3, -np.inf, np.inf)
 
 
 def test_the_rate_is_tuned_on_the_other_seeds():
@@ -96,17 +106,25 @@ def test_the_rate_is_tuned_on_the_other_seeds():
             "rate": rate,
             "seed": seed,
             "validation": abs(rate - 0.1) if seed >= 100 else -rate,
+            "losses": [1.0, 2.0 - rate if seed >= 100 else rate] if rate < 2 else [1.0, float("nan")],
         }
-        for rate in (0.1, 1.0)
+        for rate in (0.1, 1.0, 2.0)
         for seed in (0, 1, 100, 101)
     ]
-    chosen = qhadam_early_gain.tuned(pd.DataFrame(rows))
-    assert set(chosen.rate) == {0.1}
-    assert set(chosen.seed) == {0, 1}
+    frame = pd.DataFrame(rows)
+    for by, rate in ("validation", 0.1), ("training", 1.0):
+        chosen = qhadam_early_gain.tuned(frame, by)
+        assert set(chosen.rate) == {rate}
+        assert set(chosen.seed) == {0, 1}
 
 
 def test_an_optimizer_falls_behind():
-    steps = {"LAMB": [100, 50, 25], "AdamW": [100, 70, 50], "AdamW, warm-up": [99, 99, 99]}
+    steps = {
+        "LAMB": [100, 50, 25],
+        "LAMB, warm-up": [200, 50, 25],
+        "AdamW": [100, 70, 50],
+        "AdamW, warm-up": [99, 99, 99],
+    }
     rows = [
         {
             "optimizer": optimizer,
@@ -121,9 +139,10 @@ def test_an_optimizer_falls_behind():
         for seed in range(5)
     ]
     report = lamb_large_batch.report(pd.DataFrame(rows))
-    assert "LAMB at none" in report
-    assert "AdamW falls behind at 512" in report
-    assert "AdamW, warm-up falls behind at 128" in report
+    sentence = report.split("\n\n")[1]
+    assert sentence == (
+        "Falling behind: LAMB nowhere; LAMB, warm-up at 32; AdamW at 512; AdamW, warm-up at 128, 512."
+    )
     assert "- (0 of 5)" in report
 
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/ are those of the results in examples/."""
+"""The tables of README.md and docs/ are those of the results that are kept."""
 
 import importlib.util
 import pathlib
@@ -25,9 +25,16 @@ def test_a_changed_number_is_seen():
     assert figures.written(changed) == page
 
 
+def test_an_empty_mark_is_filled_and_its_neighbour_left_alone():
+    mark, end = "<!-- numbers: half_precision -->\n\n", "<!-- end of numbers -->"
+    page = f"{mark}{end}\n\n## Text\n\n{mark}old\n\n{end}\n"
+    table = figures.program("half_precision").markdown(figures.numbers("half_precision"))
+    assert figures.written(page) == f"{mark}{table}\n\n{end}\n\n## Text\n\n{mark}{table}\n\n{end}\n"
+
+
 def test_all_results_are_shown_and_every_mark_has_its_own():
     pages = "".join(page.read_text() for page in figures.PAGES)
-    kept = {path.stem for path in (ROOT / "examples").glob("*.json")}
+    kept = set(figures.RESULTS)
     marked = {name for _, name, _, _ in figures.MARK.findall(pages)}
     assert marked <= kept
     assert kept <= marked | set(figures.pictures())

@@ -1,6 +1,6 @@
 """Kills, full disks and damaged files: a training ends with the same bits, or with an error.
 
-    python tests/torture.py [--quick] [--seed 1]
+    python tests/torture.py [--quick] [--seed 1] [--json FILE]
 
 What Keras's own files do not notice, in weights of the model, is counted and shown; anything else that is
 different without an error is a failure.
@@ -9,6 +9,7 @@ different without an error is a failure.
 import argparse
 import collections
 import contextlib
+import json
 import os
 import pathlib
 import resource
@@ -325,6 +326,27 @@ def tmpfs(folder):
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+SHOWN = {
+    "callback": "`AtomicBackupAndRestore`",
+    "model.save": '`model.save("model.keras")`',
+    "tf.train.Checkpoint": "`tf.train.Checkpoint`",
+    "save_weights": '`model.save_weights("model.weights.h5")`',
+}
+
+
+def markdown(flips):
+    """The table of docs/saving.md."""
+    outcomes = [ERROR, SAME, WEIGHTS]
+    lines = [
+        "| saved with | an error | the same training | other weights, silently |",
+        "| --- |" + " ---: |" * 3,
+    ]
+    for mode, shown in SHOWN.items():
+        assert set(flips[mode]) <= set(outcomes), flips[mode]
+        lines.append(f"| {shown} | {' | '.join(str(flips[mode].get(outcome, 0)) for outcome in outcomes)} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
@@ -332,6 +354,7 @@ def main():
     parser.add_argument("--kills", type=int)
     parser.add_argument("--flips", type=int)
     parser.add_argument("--full-disks", type=int)
+    parser.add_argument("--json", type=pathlib.Path, help="where to keep what came of flipped bits")
     options = parser.parse_args()
     share = 10 if options.quick else 1
     count = {
@@ -342,7 +365,7 @@ def main():
     rng = np.random.default_rng(options.seed)
     console = Console()
     table = Table("fault", "what", "what came of it")
-    failed = False
+    failed, flips = False, {}
     with (
         tempfile.TemporaryDirectory() as temporary,
         Progress(console=console, disable=not console.is_terminal) as progress,
@@ -384,6 +407,7 @@ def main():
                     damaged, places, mode, original, advance=bar(f"flipped bits: {mode}", len(places))
                 )
             )
+            flips[mode] = dict(results)
             allowed = {SAME, ERROR, "a crash"} | (
                 {WEIGHTS} if mode in ("model.save", "save_weights") else set()
             )
@@ -392,6 +416,8 @@ def main():
                 "a flipped bit", mode, "\n".join(f"{n}: {what}" for what, n in results.most_common())
             )
     console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(flips, indent=1) + "\n")
     sys.exit(1 if failed else 0)
 
 
