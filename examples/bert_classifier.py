@@ -84,6 +84,11 @@ def texts(size: Size, steps: int, seed: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(([" ".join(text) for text in chosen], topics)).batch(size.batch)
 
 
+def preprocessor(size: Size) -> keras_hub.models.BertTextClassifierPreprocessor:
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary(size))
+    return keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=size.length)
+
+
 def classifier(size: Size, optimizer: keras.optimizers.Optimizer) -> keras_hub.models.BertTextClassifier:
     """A compiled model that takes texts."""
     backbone = keras_hub.models.BertBackbone(
@@ -94,10 +99,7 @@ def classifier(size: Size, optimizer: keras.optimizers.Optimizer) -> keras_hub.m
         intermediate_dim=4 * size.width,
         max_sequence_length=512,
     )
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
-        keras_hub.models.BertTokenizer(vocabulary(size)), sequence_length=size.length
-    )
-    model = keras_hub.models.BertTextClassifier(backbone, num_classes=TOPICS, preprocessor=preprocessor)
+    model = keras_hub.models.BertTextClassifier(backbone, num_classes=TOPICS, preprocessor=preprocessor(size))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     return model

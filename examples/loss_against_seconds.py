@@ -54,27 +54,33 @@ def bert(quick: bool) -> Problem:
         "keras Lamb": partial(bert_classifier.keras_lamb, size),
         "tav.LAMB": partial(bert_classifier.lamb, size),
     }
-    steps = 5
+    steps, tokens = 8, bert_classifier.preprocessor(size)
+
+    def model(optimizer: keras.optimizers.Optimizer) -> keras.Model:
+        made = bert_classifier.classifier(size, optimizer)
+        made.preprocessor = None  # the batches are tokens: nobody's steps wait for them
+        return made
+
     return Problem(
         optimizers,
-        partial(bert_classifier.classifier, size),
-        lambda seed, turn: bert_classifier.texts(size, steps, seed=1000 * seed + turn),
-        turns=2 if quick else 30,
+        model,
+        lambda seed, turn: bert_classifier.texts(size, steps, seed=1000 * seed + turn).map(tokens),
+        turns=2 if quick else 10,
     )
 
 
 def resnet(quick: bool) -> Problem:
-    size, steps = (resnet50.QUICK if quick else resnet50.FULL), 5
+    size, steps = (resnet50.QUICK if quick else resnet50.FULL), 8
     return Problem(
         {"keras AdamW": partial(resnet50.keras_adamw, size), "tav.AdamW": partial(resnet50.adamw, size)},
         partial(resnet50.classifier, size),
         lambda seed, turn: resnet50.images(size, steps, seed=1000 * seed + turn),
-        turns=2 if quick else 18,
+        turns=2 if quick else 6,
     )
 
 
 def towers(quick: bool) -> Problem:
-    size, steps = (two_tower.QUICK if quick else two_tower.FULL), 5
+    size, steps = (two_tower.QUICK if quick else two_tower.FULL), 8
     batches = two_tower.interactions(size)
     turns = size.batches // steps
     return Problem(
@@ -82,7 +88,7 @@ def towers(quick: bool) -> Problem:
         partial(two_tower.two_towers, size),
         # The batches are the same for all seeds, in another order.
         lambda seed, turn: batches.skip((turn + 7 * seed) % turns * steps).take(steps),
-        turns=2 if quick else turns,
+        turns=2 if quick else 12,
     )
 
 
