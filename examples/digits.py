@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from small_tasks import digits_network
 from step_times import StepTimes
 
 import tf_adam_variants  # noqa: F401 - registers the names that compile() is given below
@@ -104,17 +105,7 @@ def load_data() -> Data:
 
 
 def make_model() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
-            keras.layers.Flatten(),
-            keras.layers.Dropout(0.4),
-            keras.layers.Dense(10, activation="softmax"),
-        ]
-    )
+    return digits_network(dropout=0.4, activation="softmax")
 
 
 def train(

@@ -53,7 +53,8 @@ def images() -> Task:
     return Task(digits_network, crossentropy(), *split(x, y, sizes=(1024, 386)), steps=200)
 
 
-def digits_network() -> keras.Model:
+def digits_network(dropout: float = 0.0, activation: str | None = None) -> keras.Model:
+    """Logits of the ten digits, unless activated."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -61,7 +62,8 @@ def digits_network() -> keras.Model:
             keras.layers.MaxPooling2D(),
             keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
             keras.layers.Flatten(),
-            keras.layers.Dense(10),
+            *([keras.layers.Dropout(dropout)] if dropout else []),
+            keras.layers.Dense(10, activation=activation),
         ]
     )
 
