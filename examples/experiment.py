@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,16 +68,21 @@ def in_processes(
 ) -> Callable[[bool, Console], pd.DataFrame]:
     """The results of trials that run side by side, each on one thread; with 1 process, on all of them.
 
-    `run` takes a trial as keyword arguments and returns its results. It is a function of a module.
+    `run` takes a trial as keyword arguments and returns its results. It is a function of a module. Quick
+    trials run one after another in this process, sooner done than others are started.
     """
 
     def results(quick: bool, console: Console) -> pd.DataFrame:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        pool = concurrent.futures.ProcessPoolExecutor(
-            processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=use_one_thread if processes > 1 else None,
-        )
+        pool: concurrent.futures.Executor
+        if quick:
+            pool = concurrent.futures.ThreadPoolExecutor(1)
+        else:
+            pool = concurrent.futures.ProcessPoolExecutor(
+                processes,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=use_one_thread if processes > 1 else None,
+            )
         frame = pd.DataFrame()
         with Progress(*columns, console=console) as progress, pool:
             for number, trials_of in enumerate(rounds, 1):
@@ -99,8 +104,8 @@ def in_processes(
     return results
 
 
-def main(experiment: Experiment, description: str) -> None:
-    """The command line."""
+def main(experiment: Experiment, description: str, arguments: Sequence[str] | None = None) -> None:
+    """The command line, or these arguments."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -108,7 +113,7 @@ def main(experiment: Experiment, description: str) -> None:
     parser.add_argument("--json", type=Path, help="where to keep the results")
     parser.add_argument("--results", type=Path, help="train nothing: take the results from this JSON")
     parser.add_argument("--out", type=Path, help="the picture to draw")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     console = Console(width=None if Console().is_terminal else 110)
     if options.results:
         frame = pd.DataFrame(json.loads(options.results.read_text()))

@@ -48,15 +48,11 @@ def output_of(*command, **environment):
 
 
 @needs_compiler
-def test_the_kernels_against_the_oracle(tmp_path):
-    kernels = cuda_kernels.Kernels(cuda_kernels.build(tmp_path, on_cpu=True))
+def test_the_kernels_and_the_ops_with_them(tmp_path):
+    """The ops in a process of their own: they can be loaded once."""
+    folder = library.build(tmp_path)
+    kernels = cuda_kernels.Kernels(library.kernels(folder))
     cuda_kernels.Checks(kernels, cuda_kernels.OnCpu(), quick=True).all()
-
-
-@needs_compiler
-def test_the_ops_with_the_kernels(tmp_path):
-    """In a process of its own: ops can be loaded once."""
-    library.build(tmp_path)
     output_of(
         *(sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"),
         *(TESTS / name for name in ("test_gpu.py", "test_step_scalars.py")),

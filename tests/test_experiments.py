@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -24,25 +23,25 @@ ALL = [adamw_decoupling, qhadam_early_gain, lamb_large_batch, which_one, loss_ag
 
 
 @pytest.mark.parametrize("program", ALL, ids=lambda program: program.__name__)
-def test_quick(program, tmp_path):
+def test_quick(program, tmp_path, capsys):
     kept, picture = tmp_path / "results.json", tmp_path / "picture.png"
-    command = [sys.executable, program.__file__, "--quick", "--json", kept, "--out", picture]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "trials in" in done.stdout
+    experiment.main(program.EXPERIMENT, "", ["--quick", "--json", str(kept), "--out", str(picture)])
+    printed = capsys.readouterr().out
+    assert "trials in" in printed
     assert picture.stat().st_size > 10_000
     numbers = json.loads(kept.read_text())
     assert len({len(column) for column in numbers.values()}) == 1  # a row a trial
     again = program.EXPERIMENT.markdown(numbers)
     assert again.startswith("| ")
     sentence = again.split("\n\n", 1)[1].split()
-    assert all(word in done.stdout for word in sentence if word.isalpha())
+    assert all(word in printed for word in sentence if word.isalpha())
 
 
 def test_a_trial_that_fails_ends_the_experiment():
     results = experiment.in_processes(json.loads, lambda quick, frame: [{"s": "1"}, {"s": "{"}], processes=1)
-    with pytest.raises(json.JSONDecodeError):
-        results(True, experiment.Console())
+    for quick in True, False:
+        with pytest.raises(json.JSONDecodeError):
+            results(quick, experiment.Console())
 
 
 def test_numbers_are_kept_with_six_digits(tmp_path):
@@ -62,12 +61,14 @@ def test_the_best_decay_moves_with_a_planted_power_of_the_rate():
             for decay in decays:
                 for seed in range(5):
                     loss = 1 + 0.1 * (np.log10(decay) - best) ** 2 + 1e-3 * seed
-                    rows.append({"kind": kind, "rate": rate, "decay": decay, "seed": seed, "loss": loss})
+                    row = {"kind": kind, "rate": rate, "decay": decay, "seed": seed, "loss": loss}
+                    rows.append({"examples": 256} | row)
     frame = pd.DataFrame(rows).sample(frac=1, random_state=0)
     for kind, power in powers.items():
         factor, low, high = adamw_decoupling.shifts(frame, kind)
         assert [factor, low, high] == pytest.approx([4**power] * 3)
-    assert 'depends least on the rate with AdamW, `"learning_rate"`' in adamw_decoupling.report(frame)
+    report = adamw_decoupling.report(pd.concat([frame, frame.assign(examples=1024)]))
+    assert report.count('depends least on the rate with AdamW, `"learning_rate"`.') == 2
 
 
 def test_a_best_decay_at_the_edge_of_the_grid_is_none():
@@ -78,15 +79,24 @@ def test_a_best_decay_at_the_edge_of_the_grid_is_none():
     assert best[2] == pytest.approx(-2)
 
 
+def test_a_rate_that_does_not_learn_is_not_counted():
+    decays, bowl = np.array([1e-3, 1e-2, 1e-1]), np.array([1.0, 0.5, 1.0])
+    assert adamw_decoupling.usable(decays, np.array([bowl, 1.2 * bowl, 1.3 * bowl])).tolist() == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_where_no_decay_helps_nothing_is_said_of_its_moves():
     rows = [
-        {"kind": kind, "rate": rate, "decay": decay, "seed": seed, "loss": 1.0}
+        {"examples": 256, "kind": kind, "rate": rate, "decay": decay, "seed": seed, "loss": 1.0}
         for kind, decays in adamw_decoupling.DECAYS.items()
         for rate in adamw_decoupling.RATES
         for decay in decays
         for seed in range(2)
     ]
-    assert "Too few rates" in adamw_decoupling.report(pd.DataFrame(rows))
+    assert "too few rates" in adamw_decoupling.report(pd.DataFrame(rows))
 
 
 def test_ratios_of_paired_seeds():

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def build(cache):
-    """Into a folder of this cache, which is made."""
+    """Into a folder of this cache, which is made and returned."""
     folder = Path(cache, f"tf{tf.__version__}-on-cpu")
     folder.mkdir(parents=True)
     compiler = _build.compiler()
@@ -66,6 +66,15 @@ def build(cache):
         "on a CPU",
     )
     (folder / "build.json").write_text(json.dumps(made._asdict()))
+    return folder
+
+
+def kernels(folder):
+    """The kernels of what was built, as a library of their own, without TensorFlow: for cuda_kernels.py."""
+    alone = folder / "kernels.so"
+    objects = sorted(map(str, folder.glob("gpu_*.cu.o")))
+    subprocess.run([*_build.compiler(), "-shared", *objects, "-pthread", "-o", str(alone)], check=True)
+    return alone
 
 
 if __name__ == "__main__":
