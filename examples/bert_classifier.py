@@ -106,7 +106,7 @@ def classifier(size: Size, optimizer: keras.optimizers.Optimizer) -> keras_hub.m
 
 
 def problem(quick: bool) -> side_by_side.Problem:
-    size, steps, turns = (QUICK, 8, 4) if quick else (FULL, 3, 12)
+    size, steps, turns = (QUICK, 16, 2) if quick else (FULL, 3, 12)
     return side_by_side.Problem(
         f"BERT, layers: {size.layers}, width: {size.width}; batches of {size.batch} x {size.length} tokens",
         theirs=partial(keras_lamb, size),

@@ -80,7 +80,7 @@ def classifier(size: Size, optimizer: keras.optimizers.Optimizer) -> keras.Model
 
 
 def problem(quick: bool) -> side_by_side.Problem:
-    size, steps, turns = (QUICK, 8, 6) if quick else (FULL, 6, 16)
+    size, steps, turns = (QUICK, 16, 3) if quick else (FULL, 6, 16)
     name = "MobileNet" if quick else "ResNet-50"
     return side_by_side.Problem(
         f"{name}, batches of {size.batch} x {size.pixels} x {size.pixels} pixels",
