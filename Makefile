@@ -19,8 +19,11 @@ demo: $(VENV)/installed ## Train on handwritten digits with five optimizers chos
 build: $(VENV)/installed ## The compiled op, into the user's cache.
 	$(BIN)/python -m tf_adam_variants.fused build
 
-test: build ## The whole test suite, with the examples in the docstrings.
+test: build ## The test suite, with the examples in the docstrings.
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2
+
+test-slow: build ## What the test suite leaves out: large examples, every combination of options, what nvcc reports.
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 -m slow
 
 torture: build ## Kills, full disks and damaged files while a training is saved and loaded: some minutes.
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/torture.py --json tests/torture.json

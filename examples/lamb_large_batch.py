@@ -158,6 +158,20 @@ def medians(own: pd.DataFrame) -> pd.DataFrame:
     return steps.groupby([own.batch, own.optimizer], sort=False).median().unstack()[list(RATES)]
 
 
+def saved_by_warm_up(own: pd.DataFrame, optimizer: str) -> str:
+    """A sentence on the steps by which a warm-up is ahead, of seeds in pairs that both get there."""
+    taken = own[own.reached].pivot(index="seed", columns="optimizer", values="taken")
+    if not {optimizer, f"{optimizer}, warm-up"} <= set(taken):
+        return ""
+    saved = (taken[optimizer] - taken[f"{optimizer}, warm-up"]).dropna()
+    if saved.empty:
+        return ""
+    return (
+        f" A warm-up saves {optimizer} {saved.median():.0f} of them ({saved.min():.0f} to {saved.max():.0f}, "
+        f"seeds in pairs: {len(saved)})."
+    )
+
+
 def report(frame: pd.DataFrame) -> str:
     own, slower = frame[frame.scale == 1], frame[frame.scale < 1]
     steps, rows = medians(own), []
@@ -182,10 +196,13 @@ def report(frame: pd.DataFrame) -> str:
         sentences.append(f"{optimizer} " + (f"at {', '.join(map(str, batches))}" if batches else "nowhere"))
     conclusion = f"Falling behind: {'; '.join(sentences)}."
     for batch, fewer in medians(slower).iterrows():
-        found = (f"{name} {'not' if np.isinf(n) else f'in {n:.0f} steps'}" for name, n in fewer.items())
-        conclusion += (
-            f" At {batch} with a fourth of the scaled rate most seeds get there: {', '.join(found)}."
+        found = (
+            f"{name} {'in most seeds not' if np.isinf(n) else f'in {n:.0f} steps'}"
+            for name, n in fewer.items()
         )
+        conclusion += f" At {batch} with a fourth of the scaled rate: {', '.join(found)}."
+        for optimizer in ("LAMB", "AdamW"):
+            conclusion += saved_by_warm_up(slower[slower.batch == batch], optimizer)
     return f"{experiment.table(headings, rows)}\n\n{conclusion}"
 
 

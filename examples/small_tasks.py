@@ -94,11 +94,16 @@ def transformer(width: int = 32, blocks: int = 1, activation: str | None = None)
     places = keras.ops.arange(LENGTH)
     x = layers.Embedding(VOCABULARY, width)(ids) + layers.Embedding(LENGTH, width)(places)
     for _ in range(blocks):
-        y = layers.LayerNormalization()(x)
-        x += layers.MultiHeadAttention(4, width // 4)(y, y, use_causal_mask=True)
-        y = layers.Dense(4 * width, "gelu")(layers.LayerNormalization()(x))
-        x += layers.Dense(width)(y)
+        x = block(x, width, causal=True)
     return keras.Model(ids, layers.Dense(VOCABULARY, activation)(layers.LayerNormalization()(x)))
+
+
+def block(x: Any, width: int, causal: bool) -> Any:
+    layers = keras.layers
+    y = layers.LayerNormalization()(x)
+    x += layers.MultiHeadAttention(4, width // 4)(y, y, use_causal_mask=causal)
+    y = layers.Dense(4 * width, "gelu")(layers.LayerNormalization()(x))
+    return x + layers.Dense(width)(y)
 
 
 def chains(size: int, seed: int, length: int) -> Split:
@@ -123,13 +128,8 @@ def encoder(length: int, width: int = 32) -> keras.Model:
     ids = keras.Input((length,), dtype="int32")
     places = keras.ops.arange(length)
     x = layers.Embedding(CHAIN_LETTERS, width)(ids) + layers.Embedding(length, width)(places)
-    y = layers.LayerNormalization()(x)
-    x += layers.MultiHeadAttention(4, width // 4)(y, y)
-    y = layers.Dense(4 * width, "gelu")(layers.LayerNormalization()(x))
-    x += layers.Dense(width)(y)
-    return keras.Model(
-        ids, layers.Dense(CHAINS)(layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x)))
-    )
+    x = layers.LayerNormalization()(block(x, width, causal=False))
+    return keras.Model(ids, layers.Dense(CHAINS)(layers.GlobalAveragePooling1D()(x)))
 
 
 def tabular() -> Task:
@@ -178,17 +178,6 @@ def split(x: np.ndarray, y: np.ndarray, sizes: tuple[int, int]) -> tuple[Split, 
 TASKS = {"images": images, "text": text, "tabular": tabular, "recommender": recommender}
 
 
-def compiled(
-    task: Task, optimizer: keras.optimizers.Optimizer, seed: int, steps_per_execution: int
-) -> keras.Model:
-    """The task's model, with initial weights of this seed."""
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(seed)
-    model = task.make()
-    model.compile(optimizer, task.loss, steps_per_execution=steps_per_execution)
-    return model
-
-
 def batches(data: Split, batch_size: int, seed: int) -> tf.data.Dataset:
     """Without an end, each time through the data in another order."""
     examples = tf.data.Dataset.from_tensor_slices(tuple(data)).cache()
@@ -199,8 +188,10 @@ def fit(
     task: Task, optimizer: keras.optimizers.Optimizer, seed: int, pieces: int = 1, **options: Any
 ) -> Training:
     """Train on a task, in equal pieces that are epochs to Keras."""
-    steps = task.steps // pieces
-    model = compiled(task, optimizer, seed, steps)
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    steps, model = task.steps // pieces, task.make()
+    model.compile(optimizer, task.loss, steps_per_execution=steps)
     data = batches(task.train, task.batch_size, seed)
     history = model.fit(
         data, epochs=pieces, steps_per_epoch=steps, shuffle=False, verbose=0, **options

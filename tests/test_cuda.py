@@ -62,6 +62,7 @@ def test_the_kernels_and_the_ops_with_them(tmp_path):
 
 
 @needs_nvcc
+@pytest.mark.slow
 def test_what_nvcc_reports(tmp_path):
     """No kernel of ours keeps registers or arrays in memory, on any architecture of a default build."""
     made = cuda()

@@ -17,7 +17,10 @@ def run(name, *options):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["bert_classifier", "resnet50", "two_tower"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_classifier", "resnet50")]
+
+
+@pytest.mark.parametrize("name", [*SLOW, "two_tower"])
 def test_quick(name, tmp_path):
     printed = run(name, "--json", tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())

@@ -19,10 +19,15 @@ import qhadam_early_gain  # noqa: E402
 import tune  # noqa: E402
 import which_one  # noqa: E402
 
-ALL = [adamw_decoupling, qhadam_early_gain, lamb_large_batch, which_one, loss_against_seconds, tune]
+SLOW = [
+    pytest.param(program, marks=pytest.mark.slow)
+    for program in (qhadam_early_gain, lamb_large_batch, loss_against_seconds)
+]
 
 
-@pytest.mark.parametrize("program", ALL, ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    "program", [adamw_decoupling, which_one, tune, *SLOW], ids=lambda program: program.__name__
+)
 def test_quick(program, tmp_path, capsys):
     kept, picture = tmp_path / "results.json", tmp_path / "picture.png"
     experiment.main(program.EXPERIMENT, "", ["--quick", "--json", str(kept), "--out", str(picture)])
@@ -65,10 +70,10 @@ def test_the_best_decay_moves_with_a_planted_power_of_the_rate():
                     rows.append({"examples": 256} | row)
     frame = pd.DataFrame(rows).sample(frac=1, random_state=0)
     for kind, power in powers.items():
-        factor, low, high = adamw_decoupling.shifts(frame, kind)
-        assert [factor, low, high] == pytest.approx([4**power] * 3)
+        found = adamw_decoupling.shift_of(frame, kind)
+        assert [found.factor, *found.interval] == pytest.approx([4**power] * 3)
     report = adamw_decoupling.report(pd.concat([frame, frame.assign(examples=1024)]))
-    assert report.count('depends least on the rate with AdamW, `"learning_rate"`.') == 2
+    assert report.count('; least with AdamW, `"learning_rate"`.') == 2
 
 
 def test_a_best_decay_at_the_edge_of_the_grid_is_none():
@@ -86,6 +91,19 @@ def test_a_rate_that_does_not_learn_is_not_counted():
         True,
         False,
     ]
+
+
+def test_the_kind_that_depends_least_is_named_where_the_draws_agree():
+    still, moving = np.full(100, 1.1), np.full(100, 2.0)
+    unsure, unknown = np.r_[np.full(90, 1.05), moving[:10]], np.r_[still[:90], np.full(10, np.nan)]
+
+    def least(**draws):
+        shifts = {kind: adamw_decoupling.Shift(own[0], own) for kind, own in draws.items()}
+        return adamw_decoupling.least_dependent(shifts)
+
+    assert least(a=moving, b=still, c=1 / moving) == "b"
+    assert least(a=unsure, b=still, c=moving) is None
+    assert least(a=unknown, b=moving, c=moving) is None
 
 
 def test_where_no_decay_helps_nothing_is_said_of_its_moves():
@@ -149,33 +167,51 @@ def test_an_optimizer_falls_behind():
         for batch, taken in zip((32, 128, 512), own, strict=True)
         for seed in range(5)
     ]
-    slower = [row | {"scale": 0.25, "taken": 10} for row in rows if row["batch"] == 512]
+    slower = [
+        row | {"scale": 0.25, "taken": 7 if row["optimizer"] == "LAMB, warm-up" else 10}
+        for row in rows
+        if row["batch"] == 512
+    ]
     report = lamb_large_batch.report(pd.DataFrame(rows + slower))
     sentence = report.split("\n\n")[1]
     assert sentence == (
         "Falling behind: LAMB nowhere; LAMB, warm-up at 32; AdamW at 512; AdamW, warm-up at 128, 512. "
-        "At 512 with a fourth of the scaled rate most seeds get there: LAMB in 10 steps, LAMB, warm-up in 10 "
-        "steps, AdamW in 10 steps, AdamW, warm-up not."
+        "At 512 with a fourth of the scaled rate: LAMB in 10 steps, LAMB, warm-up in 7 steps, AdamW in 10 "
+        "steps, AdamW, warm-up in most seeds not. A warm-up saves LAMB 3 of them (3 to 3, seeds in pairs: 5)."
     )
     assert "- (0 of 5)" in report
 
 
 def test_ranks_and_relative_losses():
-    means = {"Adam": [1.0, 4.0], "SGD, momentum": [2.0, 2.0], "AdamW": [4.0, 8.0]}
+    means = {"Adam": [1.0, 4.0], "SGD with momentum": [2.0, 2.0], "AdamW": [4.0, 8.0], "LAMB": [4.0, 2.0]}
+    off = {"LAMB": [-0.02, 0.02, -0.02, 0.03]}  # which no other search is
     rows = [
-        {"task": task, "optimizer": optimizer, "seed": seed, "test": loss + 1e-6 * seed}
+        {
+            "task": task,
+            "optimizer": optimizer,
+            "search": search,
+            "seed": 2 * search + number,
+            "test": loss * np.exp(off.get(optimizer, [1e-6] * 4)[search] + 1e-7 * number),
+        }
         for optimizer, losses in means.items()
         for task, loss in zip(("images", "text"), losses, strict=True)
-        for seed in range(5)
+        for search in range(4)
+        for number in range(2)
     ]
     found = which_one.Losses.of(pd.DataFrame(rows).sample(frac=1, random_state=0))
     relative = pd.DataFrame(found.relative(), found.tasks, found.optimizers)
-    assert relative["Adam"].to_dict() == pytest.approx({"images": 1, "text": 2}, rel=1e-4)
-    assert relative["AdamW"].to_dict() == pytest.approx({"images": 4, "text": 4}, rel=1e-4)
+    assert relative["Adam"].to_dict() == pytest.approx({"images": 1, "text": 2}, rel=1e-2)
+    assert relative["AdamW"].to_dict() == pytest.approx({"images": 4, "text": 4}, rel=1e-2)
     overall = dict(zip(found.optimizers, which_one.overall(found.relative()), strict=True))
-    assert overall == pytest.approx({"Adam": 2**0.5, "SGD, momentum": 2**0.5, "AdamW": 4}, rel=1e-4)
+    assert overall == pytest.approx(
+        {"Adam": 1, "SGD with momentum": 1, "AdamW": 8**0.5, "LAMB": 2**0.5}, rel=1e-2
+    )
     ranks = dict(zip(found.optimizers, which_one.rank(found.relative()), strict=True))
-    assert ranks == {"Adam": 1.5, "SGD, momentum": 1.5, "AdamW": 3}
+    assert ranks["AdamW"] in (3.5, 4)
+    assert ranks["Adam"] == 2
+    *of_tasks, _ = found.best()
+    best = dict(zip(found.tasks, of_tasks, strict=True))
+    assert best == {"images": "Adam", "text": "SGD with momentum, LAMB"}
 
 
 def test_seconds_to_the_loss_that_all_reach():
@@ -183,6 +219,7 @@ def test_seconds_to_the_loss_that_all_reach():
     seconds = np.arange(1.0, 9.0) * np.ones((2, 1))
     pair = loss_against_seconds.Pair("x", ("a", "b"), (losses, losses), (2 * seconds, seconds), (None, None))
     assert pair.target == 2
-    theirs, ours = pair.seconds_to_target()
-    assert theirs.tolist() == [16, 16]
-    assert ours.tolist() == [8, 8]
+    for tracing, seconds in (True, [16, 8]), (False, [14, 7]):
+        theirs, ours = pair.seconds_to_target(tracing)
+        assert theirs.tolist() == [seconds[0]] * 2
+        assert ours.tolist() == [seconds[1]] * 2

@@ -101,6 +101,7 @@ def check(row, mode, dtype=tf.float64, tolerance=1e-12):
     assert cases.worst(history, cases.oracle.train(row["case"].rule, inits, grads, **told)) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_every_combination_eagerly(case):
     rows = [row for row in product() if row["case"] is case]
@@ -112,7 +113,7 @@ def test_every_combination_eagerly(case):
             raise AssertionError(name(row)) from error
 
 
-@pytest.mark.parametrize("mode", ["graph", "xla", "fused eager", "fused graph"])
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("row", covering(product(), seed=0), ids=name)
 def test_every_pair_of_options(row, mode):
     check(row, mode)
