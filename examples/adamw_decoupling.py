@@ -43,7 +43,8 @@ DECAYS = {  # half a decade from one to the next
 EPOCHS = {256: 100, 1024: 40}  # by how many digits there are
 SEEDS = 5
 MATTERS = 0.98  # decay matters where the lowest loss is at most so many times that of the least decay
-LEARNS = 1.25  # and a rate where its lowest loss is at most so many times the lowest of all rates
+LEARNS = 1.25  # and a rate where its lowest loss is at most so many times the lowest of all rates,
+OTHERS = (1.1, 1.5)  # or so many: how far the factor hangs on it
 BATCH_SIZE = 32
 
 
@@ -131,10 +132,10 @@ def best_decays(decays: np.ndarray, mean_losses: np.ndarray) -> np.ndarray:
     return found
 
 
-def usable(decays: np.ndarray, mean_losses: np.ndarray) -> np.ndarray:
+def usable(decays: np.ndarray, mean_losses: np.ndarray, learns: float = LEARNS) -> np.ndarray:
     """Which rates learn and have a best decay."""
-    learns = mean_losses.min(axis=1) <= LEARNS * mean_losses.min()
-    return learns & ~np.isnan(best_decays(decays, mean_losses))
+    near = mean_losses.min(axis=1) <= learns * mean_losses.min()
+    return near & ~np.isnan(best_decays(decays, mean_losses))
 
 
 def shift(rates: np.ndarray, best: np.ndarray, used: np.ndarray) -> float:
@@ -203,6 +204,7 @@ def report(frame: pd.DataFrame) -> str:
                 [
                     f"{examples}, {name}",
                     f"{moved[kind].factor:.2f} ({low:.2f} to {high:.2f})",
+                    *(f"{shift(rates, best, usable(decays, mean, other)):.2f}" for other in OTHERS),
                     ", ".join(ends),
                     f"+{cost(problem, kind):.0f} %",
                     f"{mean.min():.3f}",
@@ -217,7 +219,8 @@ def report(frame: pd.DataFrame) -> str:
         verdict = f"least with {NAMES[least]}" if least else "the seeds do not tell with which least"
         sentences.append(f"With {examples} digits: {moves}; {verdict}.")
     headings = [
-        "digits", "factor of the best decay", "the best decay", "loss where the decay is kept",
+        "digits", "factor of the best decay",
+        *(f"of rates within {other}" for other in OTHERS), "the best decay", "loss where the decay is kept",
         "lowest loss", "at rate, decay",
     ]  # fmt: skip
     conclusion = "Where the learning rate is 4 times as large, the best decay is multiplied by a factor. "

@@ -200,7 +200,7 @@ def report(frame: pd.DataFrame) -> str:
     for pair in pairs(frame):
         (theirs, ours), (their_ms, our_ms) = pair.seconds_to_target(), pair.step_ms
         faster, steps_faster = theirs / ours, their_ms / our_ms
-        theirs_traced, ours_traced = pair.seconds_to_target(tracing=False)
+        faster_then = np.divide(*pair.seconds_to_target(tracing=False))
         last = [smooth(losses)[:, -1].mean() for losses in pair.losses]
         rows.append(
             [
@@ -211,7 +211,7 @@ def report(frame: pd.DataFrame) -> str:
                 f"{pair.target:.3f}",
                 f"{np.median(theirs):.1f}, {np.median(ours):.1f}",
                 f"{np.median(faster):.2f} ({faster.min():.2f} to {faster.max():.2f})",
-                f"{np.median(theirs_traced / ours_traced):.2f}",
+                f"{np.median(faster_then):.2f}",
             ]
         )
         sentences.append(f"{pair.problem} with {pair.names[1]} {np.median(faster):.2g}")

@@ -45,6 +45,42 @@ def test_all_results_are_shown_and_every_mark_has_its_own():
     )
 
 
+def test_the_sentences_with_numbers_of_the_benchmarks():
+    def said(page, sentence):
+        return sentence in " ".join((ROOT / page).read_text().split())
+
+    dense, sparse = figures.numbers("benchmark"), figures.numbers("sparse_benchmark")
+    times = [
+        results[f"Keras {'Lamb' if rule == 'LAMB' else 'AdamW'}, graph"]["ms"] / results["fused, graph"]["ms"]
+        for rules in dense.values()
+        for rule, results in rules.items()
+    ]
+    assert said("README.md", f"a step {min(times):.1f} to {max(times):.1f} times as fast as Keras")
+    theirs = f"{sparse['results']['keras Adam']['ms']:.0f}"
+    ours = f"{sparse['results']['tav.AdamW lazy, fused']['ms']:.1f}"
+    assert said("README.md", f'takes {ours} ms with `sparse_update="lazy"`, {theirs} ms with Keras\'s Adam')
+    assert said(
+        "docs/sparse.md",
+        f"takes {theirs} ms a step with Keras's Adam and {ours} ms with the lazy, fused AdamW",
+    )
+    fused, pure = (
+        [sparse["growing"][f"tav.AdamW lazy, {how}"][rows]["ms"] for rows in ("100000", "4000000")]
+        for how in ("fused", "pure")
+    )
+    assert said(
+        "docs/benchmarks.md",
+        f"takes {fused[0]:.1f} ms on 100,000 rows and {fused[1]:.1f} ms on 4,000,000, "
+        f"the pure one {pure[0]:.1f} and {pure[1]:.1f}.",
+    )
+    bert = dense["bert-base"]
+    assert said(
+        "docs/benchmarks.md",
+        f"need {bert['AdamW']['fused, graph']['mib']:.0f} MiB more when fused "
+        f"(LAMB {bert['LAMB']['fused, graph']['mib']:.0f}), "
+        f"Keras's AdamW in a graph {bert['AdamW']['Keras AdamW, graph']['mib']:.0f}.",
+    )
+
+
 @pytest.mark.parametrize("name", figures.pictures())
 def test_a_picture_is_drawn_from_the_results(name, tmp_path):
     picture = tmp_path / "picture.png"
