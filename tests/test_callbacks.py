@@ -15,10 +15,10 @@ import tensorflow as tf
 import test_strategies
 
 import tf_adam_variants as tav
-from tf_adam_variants import _backups
+from tf_adam_variants.callbacks import backup_folder
 
 Backup = tav.callbacks.AtomicBackupAndRestore
-FILES = (_backups.ARRAYS, _backups.DESCRIPTION, _backups.DIGESTS)
+FILES = (backup_folder.ARRAYS, backup_folder.DESCRIPTION, backup_folder.DIGESTS)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -41,7 +41,7 @@ def interrupted(made, folder, after, save_freq="epoch", **options):
 
 def write_until(step):
     """`Backups.write`, not after this step: as of a training that was killed, and goes on all the same."""
-    write = _backups.Backups.write
+    write = backup_folder.Backups.write
 
     def until(self, description, arrays):
         if description["epoch"] * backed_up.STEPS + description["step"] <= step:
@@ -254,8 +254,8 @@ def test_two_replicas(tmp_path):
     with test_strategies.strategy_of("two replicas").scope():
         wanted, other = (backed_up.model(lambda: tav.LAMB(0.05)) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:  # a training that leaves the backup of its tenth step
-        patch.setattr(_backups.Backups, "remove_all", lambda self: None)
-        patch.setattr(_backups.Backups, "write", write_until(10))
+        patch.setattr(backup_folder.Backups, "remove_all", lambda self: None)
+        patch.setattr(backup_folder.Backups, "write", write_until(10))
         history = backed_up.fit(wanted, Backup(tmp_path, save_freq=2))
     again = backed_up.fit(other, Backup(tmp_path))
     have, want = (
@@ -334,7 +334,7 @@ def flip(path):
 DAMAGE = {
     **{f"a bit of {name}": lambda folder, name=name: flip(folder / name) for name in FILES},
     **{f"{name} is missing": lambda folder, name=name: (folder / name).unlink() for name in FILES},
-    "cut off": lambda folder: os.truncate(folder / _backups.ARRAYS, 100),
+    "cut off": lambda folder: os.truncate(folder / backup_folder.ARRAYS, 100),
     "empty": lambda folder: [(folder / name).write_bytes(b"") for name in FILES],
 }
 
@@ -357,7 +357,7 @@ def test_the_one_before_a_damaged_backup(net, damage, tmp_path, capsys):
 def test_all_are_damaged(net, tmp_path):
     interrupted(reset(net), tmp_path, 6, save_freq=2)
     for path in tmp_path.iterdir():
-        flip(path / _backups.ARRAYS)
+        flip(path / backup_folder.ARRAYS)
     before = backed_up.state(net)
     with pytest.raises(
         OSError, match=rf"backups in {tmp_path}, and all of them are damaged.*Bring the folder"
@@ -369,7 +369,7 @@ def test_all_are_damaged(net, tmp_path):
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum")
 def test_digests_are_those_of_sha256sum(net, tmp_path):
     interrupted(reset(net), tmp_path, 8)
-    check = ["sha256sum", "--strict", "--check", _backups.DIGESTS]
+    check = ["sha256sum", "--strict", "--check", backup_folder.DIGESTS]
     assert subprocess.run(check, cwd=tmp_path / "backup-00000001").returncode == 0
 
 
@@ -389,7 +389,7 @@ def test_killed_at_every_call_that_touches_the_disk(net, tmp_path):
         if code != -9:
             assert code == calls  # it was killed at each of its calls
             break
-        whole = _backups.Backups(folder).newest_whole()
+        whole = backup_folder.Backups(folder).newest_whole()
         assert not whole.damaged
         ends[calls] = whole.path.name
         assert not [name for name in names(folder) if name.endswith("unfinished")]

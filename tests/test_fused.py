@@ -17,7 +17,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import tf_adam_variants as tav
-from tf_adam_variants._step import Step
+from tf_adam_variants.engines.coefficients import Coefficients
 from tf_adam_variants.fused import _library
 
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
@@ -364,7 +364,7 @@ def handles(*variables):
 
 
 def dense_step(w, m, v, g, step=None, **attributes):
-    step = [0.0] * len(Step._fields) if step is None else step
+    step = [0.0] * len(Coefficients._fields) if step is None else step
     attributes = {
         "T": w[0].dtype,
         "squared_gradient": False,
@@ -450,7 +450,7 @@ def test_the_op_checks_the_rows(ids):
     w, m, v = (ones(3, 2) for _ in range(3))
     with pytest.raises(INVALID, match=r"must be in \[0, 3\).*Received: (3|-1)"):
         _library.load().tf_adam_variants_sparse_step(
-            step=tf.zeros(len(Step._fields), tf.float64),
+            step=tf.zeros(len(Coefficients._fields), tf.float64),
             variable=w.handle, momentum=m.handle, velocity=v.handle, velocity_hats=[], master_weights=[],
             values=tf.ones((2, 2)), ids=tf.constant(ids), T=tf.float32,
             squared_gradient=False, trust_ratio=False, weight_decay=True, layer_adaptation=True, exact=True,

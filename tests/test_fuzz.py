@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from intervals import Ambiguous, Arithmetic, Interval
 
-from tf_adam_variants import _gradients, _step
-from tf_adam_variants.engines import formula
+from tf_adam_variants.engines import coefficients, formula
+from tf_adam_variants.optimizer import gradients
 
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
@@ -33,8 +33,8 @@ def test_most_elements_have_a_bound():
 
 # -- mistakes, made on purpose -------------------------------------------------------------------------------
 
-moments, direction, decay_peak = formula.moments, formula.direction, _step._decay_peak
-sum_repeated_ids, to_dense = _gradients.sum_repeated_ids, _gradients.to_dense
+moments, direction, decay_peak = formula.moments, formula.direction, coefficients._decay_peak
+sum_repeated_indices, to_dense = gradients.sum_repeated_indices, gradients.to_dense
 
 
 def last_value_wins(slices, rows, dtype):

@@ -15,11 +15,11 @@ import test_bad_input
 import yaml
 
 import tf_adam_variants as tav
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._step import Workload
-from tf_adam_variants._update import Update
-from tf_adam_variants.engines import compiled_op, formula, resource_apply
+from tf_adam_variants.engines import formula, fused, resource_apply
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.engines.variable_state import GroupSpec
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 NAN = float("nan")
 ALL = (tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
@@ -250,7 +250,7 @@ class Nadamw(AdamVariant):
     """
 
     def __init__(self, learning_rate=1e-3, beta_1=0.9, weight_decay=0.25, **common):
-        update = Update(
+        update = Hyperparameters(
             beta_1=beta_1, beta_2=0.99, epsilon=1e-6, nu_1=beta_1, weight_decay=weight_decay, trust_ratio=True
         )
         super().__init__(update, learning_rate, **common)
@@ -285,20 +285,20 @@ def test_a_step_that_the_op_does_not_have_goes_on_without_it():
 
 def test_an_engine_without_a_term_gives_it_as_the_reason():
     """A field of Update that an engine does not list is no step of its."""
-    plain = Update(beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    plain = Hyperparameters(beta_1=0.9, beta_2=0.999, epsilon=1e-8)
     assert plain.terms == frozenset()
-    workload = Workload(tf.float32, False, frozenset({("/job:localhost/device:CPU:0",)}))
-    for engine in (compiled_op, resource_apply):
-        assert not engine.reason_against(plain, workload)
-        for field in dataclasses.fields(Update)[3:]:
+    workload = GroupSpec(tf.float32, False, frozenset({("/job:localhost/device:CPU:0",)}))
+    for engine in (fused, resource_apply):
+        assert not engine.unsupported_reason(plain, workload)
+        for field in dataclasses.fields(Hyperparameters)[3:]:
             other = {"weight_decay_mode": "independent", "peak_learning_rate": 0.5}.get(field.name)
             value = other or (not field.default if isinstance(field.default, bool) else 0.5)
             mode = {"weight_decay_mode": "schedule"} if field.name == "peak_learning_rate" else {}
             update = dataclasses.replace(plain, **{field.name: value}, **mode)
             assert field.name in update.terms
-            reason = engine.reason_against(update, workload)
+            reason = engine.unsupported_reason(update, workload)
             assert (field.name in reason) == (field.name not in engine.TERMS), reason
-    assert formula.reason_against(dataclasses.replace(plain, amsgrad=True), workload) == ""
+    assert formula.unsupported_reason(dataclasses.replace(plain, amsgrad=True), workload) is None
 
 
 def test_a_subclass_of_a_variant():

@@ -11,8 +11,8 @@ import tensorflow as tf
 from test_strategies import strategy_of
 
 import tf_adam_variants as tav
-from tf_adam_variants import _xla
-from tf_adam_variants.engines import compiled_op
+from tf_adam_variants.engines import fused
+from tf_adam_variants.utils import internals
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 6)).astype("float32")
@@ -49,7 +49,7 @@ class Context(keras.layers.Layer):
         self.seen = []
 
     def call(self, x):
-        self.seen.append(_xla.is_compiling())
+        self.seen.append(internals.is_xla_compiling())
         return x
 
 
@@ -366,7 +366,7 @@ def test_with_a_layer_that_xla_cannot_compile_the_step_stays_keras(caplog):
 
 
 def test_a_step_under_xla_mentions_it_once(caplog):
-    compiled_op._log_once.cache_clear()
+    fused._log_once.cache_clear()
 
     def messages():
         return [record.message for record in caplog.records if record.name == LOGGER]
@@ -378,7 +378,7 @@ def test_a_step_under_xla_mentions_it_once(caplog):
             model.fit(X, Y, verbose=0)
             assert len(messages()) == count
         assert "split_step" in messages()[0]
-        compiled_op._log_once.cache_clear()
+        fused._log_once.cache_clear()
         model.compile(tav.LAMB(), "mse", jit_compile=False)
         model.fit(X, Y, verbose=0)
         tav.fused.split_step(model)

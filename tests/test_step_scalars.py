@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tf_adam_variants as tav
-from tf_adam_variants._step import Step, StepInputs
-from tf_adam_variants._update import Update
-from tf_adam_variants.engines import compiled_op
+from tf_adam_variants.engines import fused
+from tf_adam_variants.engines.coefficients import Coefficients, StepInputs
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
 from tf_adam_variants.fused import _library
 
 ITERATIONS = (0, 1, 2, 9, 999, 10**6, 2**40)
@@ -36,7 +36,7 @@ UPDATES = [
 
 def update_of(case, terms):
     peak = {"peak_learning_rate": PEAK} if terms.get("weight_decay_mode") == "schedule" else {}
-    return Update(**terms, **peak, trust_ratio=case.rule is oracle.lamb)
+    return Hyperparameters(**terms, **peak, trust_ratio=case.rule is oracle.lamb)
 
 
 def inputs_of(iterations, rate, scale=None, seed=None):
@@ -49,22 +49,22 @@ def inputs_of(iterations, rate, scale=None, seed=None):
 
 
 def by_the_op(update, inputs):
-    return Step(*compiled_op.scalars(update, inputs).numpy())
+    return Coefficients(*fused.coefficients(update, inputs).numpy())
 
 
 def by_tensorflow(update, inputs):
-    return Step(*(np.float64(x) for x in Step.of(update, inputs)))
+    return Coefficients(*(np.float64(x) for x in Coefficients.from_hyperparameters(update, inputs)))
 
 
 def step_with(s, case, w, g, slots):
     """The formula of `Step`."""
     g = s.gradient_scale * g
-    m = s.momentum_kept * slots["m"] + s.beta_3 * g - s.momentum_forgotten * slots["m"]
-    v = s.velocity_kept * slots["v"] + s.one_minus_beta_2 * g**2 - s.velocity_forgotten * slots["v"]
+    m = s.m_scale * slots["m"] + s.m_weight * g - s.m_decay * slots["m"]
+    v = s.v_scale * slots["v"] + s.v_weight * g**2 - s.v_decay * slots["v"]
     if case.terms.get("amsgrad"):
         v = np.maximum(v, slots["vhat"])
-    root = np.sqrt(s.velocity_coefficient * v + s.squared_gradient_coefficient * g**2)
-    u = (s.momentum_coefficient * m + s.gradient_coefficient * g) / (root + s.epsilon) + s.weight_decay * w
+    root = np.sqrt(s.c_v * v + s.c_g2 * g**2)
+    u = (s.c_m * m + s.c_g * g) / (root + s.epsilon) + s.weight_decay * w
     if case.rule is oracle.lamb:
         ratio = np.sqrt(np.sum(w**2)) / np.sqrt(np.sum(u**2))
         u = s.learning_rate * np.minimum(np.maximum(ratio, s.trust_ratio_min), s.trust_ratio_max) * u
@@ -94,7 +94,7 @@ def test_they_make_the_oracle_s_step(way):
         wide = np.longdouble(rate)
         w, g = wide * positive(), positive()  # no two terms cancel, and decay shows
         s = way(update_of(case, terms), inputs_of(iterations, rate, SCALE))
-        have = step_with(Step(*map(np.longdouble, s)), case, w, g, slots)
+        have = step_with(Coefficients(*map(np.longdouble, s)), case, w, g, slots)
         want = step_of_the_oracle(case, terms, w, np.longdouble(SCALE) * g, slots, iterations + 1, wide)
         error = np.max(np.abs(have - want) / np.abs(want))
         assert error <= ULPS, (case.name, terms, iterations, rate, float(error / 2.0**-52))
@@ -104,15 +104,15 @@ def test_they_make_the_oracle_s_step(way):
 
 def test_the_op_and_tensorflow_make_the_same():
     """Numbers that do not depend on the count are the same to the last bit, and the key of rounding is."""
-    last_bits = dict.fromkeys(Step._fields, 0.0)
+    last_bits = dict.fromkeys(Coefficients._fields, 0.0)
     for (case, terms), iterations, rate in itertools.product(UPDATES, ITERATIONS, RATES):
         inputs = inputs_of(iterations, rate, SCALE, SEED)
         op, other = (way(update_of(case, terms), inputs) for way in (by_the_op, by_tensorflow))
-        for name, have, want in zip(Step._fields, op, other, strict=True):
+        for name, have, want in zip(Coefficients._fields, op, other, strict=True):
             error = 0.0 if have == want else abs(have - want) / abs(want)
             last_bits[name] = max(last_bits[name], error)
-        assert op.rounding_key == oracle.rounding_key(SEED, iterations % 2**32)
-    of_the_count = ("momentum_coefficient", "gradient_coefficient", "velocity_coefficient", "epsilon")
+        assert op.rng_key == oracle.rounding_key(SEED, iterations % 2**32)
+    of_the_count = ("c_m", "c_g", "c_v", "epsilon")
     assert max(last_bits[name] for name in of_the_count) <= ULPS
     assert {name for name, error in last_bits.items() if error} <= set(of_the_count)
 
@@ -120,20 +120,20 @@ def test_the_op_and_tensorflow_make_the_same():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_any_type_of_learning_rate(dtype):
     rate = tf.constant(0.1, dtype)
-    step = by_the_op(Update(beta_1=0.9, beta_2=0.999, epsilon=1e-8), StepInputs(tf.constant(3), rate))
+    step = by_the_op(Hyperparameters(beta_1=0.9, beta_2=0.999, epsilon=1e-8), StepInputs(tf.constant(3), rate))
     assert step.learning_rate == float(rate)
     assert step.gradient_scale == 1
-    assert step.rounding_key == 0
+    assert step.rng_key == 0
 
 
 def test_bias_corrections_do_not_cancel():
     """1 - beta is 2^-40: 1 - pow(beta, t) would have 12 digits less than t log(beta)."""
     beta = 1 - 2.0**-40
-    update = Update(beta_1=beta, beta_2=0.0, epsilon=1.0)
+    update = Hyperparameters(beta_1=beta, beta_2=0.0, epsilon=1.0)
     for way in (by_the_op, by_tensorflow):
         step = way(update, inputs_of(2, np.float64(1)))
         want = 3 * 2.0**-40 - 3 * 2.0**-80  # 1 - (1 - x)^3, without its last term
-        assert abs(1 / step.momentum_coefficient - want) <= ULPS * want
+        assert abs(1 / step.c_m - want) <= ULPS * want
 
 
 @pytest.mark.parametrize(

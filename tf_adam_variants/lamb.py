@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from tf_adam_variants._arguments import Common
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._update import Update
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.optimizer.arguments import Common
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 
 @variant
@@ -75,7 +75,7 @@ class LAMB(AdamVariant):
         trust_ratio_max: float | None = None,
         **common: Unpack[Common],
     ) -> None:
-        update = Update(
+        hyperparameters = Hyperparameters(
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
@@ -87,5 +87,8 @@ class LAMB(AdamVariant):
             trust_ratio_max=trust_ratio_max,
         )
         super().__init__(
-            update, learning_rate, exclude_from_layer_adaptation=exclude_from_layer_adaptation, **common
+            hyperparameters,
+            learning_rate,
+            exclude_from_layer_adaptation=exclude_from_layer_adaptation,
+            **common,
         )

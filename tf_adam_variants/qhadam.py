@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from tf_adam_variants._arguments import Common
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._update import Update
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.optimizer.arguments import Common
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 
 @variant
@@ -58,5 +58,5 @@ class QHAdam(AdamVariant):
         epsilon: float = 1e-8,
         **common: Unpack[Common],
     ) -> None:
-        update = Update(beta_1=beta_1, beta_2=beta_2, nu_1=nu_1, nu_2=nu_2, epsilon=epsilon)
-        super().__init__(update, learning_rate, **common)
+        hyperparameters = Hyperparameters(beta_1=beta_1, beta_2=beta_2, nu_1=nu_1, nu_2=nu_2, epsilon=epsilon)
+        super().__init__(hyperparameters, learning_rate, **common)

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _arguments, _peak
+from tf_adam_variants.engines.hyperparameters import peak_of
+from tf_adam_variants.utils import checks
 
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
@@ -62,20 +63,20 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
     ) -> None:
         super().__init__()
         if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            _arguments.no_class("schedule", schedule)
-            schedule = _arguments.nonnegative(
+            checks.check_no_class("schedule", schedule)
+            schedule = checks.check_nonnegative(
                 "schedule", schedule, "a finite number >= 0 or a LearningRateSchedule"
             )
         self.schedule = schedule
-        self.warmup_steps = _arguments.count("warmup_steps", warmup_steps, least=1)
-        self.initial_learning_rate = _arguments.nonnegative("initial_learning_rate", initial_learning_rate)
-        self.shift_schedule = _arguments.flag("shift_schedule", shift_schedule)
+        self.warmup_steps = checks.check_int("warmup_steps", warmup_steps, least=1)
+        self.initial_learning_rate = checks.check_nonnegative("initial_learning_rate", initial_learning_rate)
+        self.shift_schedule = checks.check_bool("shift_schedule", shift_schedule)
         self.name = name
 
     @property
     def warmup_target(self) -> float | None:
         """The rate that the warm-up leads to; None where the schedule does not have it."""
-        return _peak.of(self.schedule)
+        return peak_of(self.schedule)
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of a step, counted from 0."""

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _train_function
 from tf_adam_variants.fused import _library
+from tf_adam_variants.utils import internals
 
 
 def split_step(model: keras.Model) -> None:
@@ -75,7 +75,7 @@ def split_step(model: keras.Model) -> None:
         split.make_train_function(force=True)
         return split.train_function
 
-    model.train_function = _train_function.made_by(make)  # `compile` sets it to None
+    model.train_function = internals.made_by(make)  # `compile` sets it to None
 
 
 class _ModelWith:

@@ -1,0 +1,156 @@
+"""Slots: the moments of each variable, by Keras's names and in the type of the arithmetic; master weights."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_adam_variants.utils import internals
+from tf_adam_variants.utils.variables import is_half, path_of, state_dtype, tf_variable
+
+# The attributes with a list of slots, one a variable. The first two are Keras's.
+_LISTS = (
+    *("_model_variables_moving_average", "_accumulated_gradients"),
+    *("_momentums", "_velocities", "_velocity_hats", "_master_weights"),
+)
+
+
+def indices(optimizer: keras.optimizers.Optimizer) -> dict[int, int]:
+    """The index of the variable that a slot belongs to, by the slot's id."""
+    lists = [getattr(optimizer, name, ()) for name in _LISTS]
+    return {id(slot): i for slots in lists for i, slot in enumerate(slots) if slot is not None}
+
+
+def check_types(variables: list[Any], name: str) -> None:
+    """Raise a ValueError for a variable that has no real floating type."""
+    for variable in variables:
+        if not tf.as_dtype(variable.dtype).is_floating:
+            raise ValueError(
+                f"{name} updates variables of real floating types. "
+                f"Received: {path_of(variable)} of type {variable.dtype}"
+            )
+
+
+def check_half_options(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+    """Raise a ValueError for an option for half precision, where no variable is of half precision."""
+    for option in ("master_weights", "stochastic_rounding"):
+        if getattr(optimizer, option) and not any(map(is_half, variables)):
+            types = ", ".join(sorted({tf.as_dtype(variable.dtype).name for variable in variables}))
+            raise ValueError(
+                f"`{option}=True` is for float16 and bfloat16 variables. Received: variables of type {types}, "
+                "which are updated in full precision as they are (a mixed_... policy makes such). Leave it "
+                "out"
+            )
+
+
+def create(optimizer: Any, new: list[Any]) -> None:
+    """Create the slots of new variables, in the order of Keras's optimizers, which checkpoints rely on."""
+    lists = dict(zip(("_momentums", "_velocities"), add(optimizer, new, "momentum", "velocity"), strict=True))
+    if optimizer.amsgrad:
+        (lists["_velocity_hats"],) = add(optimizer, new, "velocity_hat")
+    if optimizer.master_weights:
+        lists["_master_weights"] = add_master_weights(optimizer, new)
+    for name, created in lists.items():
+        if hasattr(optimizer, name):
+            getattr(optimizer, name).extend(created)
+        else:
+            setattr(optimizer, name, created)
+    if optimizer.stochastic_rounding and not hasattr(optimizer, "_rounding_seed"):
+        optimizer._rounding_seed = add_rounding_seed(optimizer)
+
+
+def build_on_more(optimizer: Any, new: list[Any]) -> None:
+    """What Keras's `build` does, for variables that are added later."""
+    first = len(optimizer._trainable_variables)
+    for i, variable in enumerate(new, first):
+        optimizer._trainable_variables_indices[optimizer._var_key(variable)] = i
+    optimizer._trainable_variables.extend(new)
+    with tf.init_scope():
+        updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
+    optimizer._layout.starts |= dict.fromkeys(range(first, first + len(new)), updates)
+    if optimizer.use_ema:
+        optimizer._model_variables_moving_average.extend(add_averages(optimizer, new))
+    if optimizer.gradient_accumulation_steps:
+        optimizer._accumulated_gradients.extend(
+            optimizer.add_variable_from_reference(variable, name="gradient_accumulator") for variable in new
+        )
+
+
+def add(optimizer: keras.optimizers.Optimizer, variables: list[Any], *names: str) -> list[list[Any]]:
+    """Make slots of these names, all of the first variable before those of the second, as Keras does.
+
+    Returns:
+        For each name the slots of all variables. None for a variable that its gradient overwrites, as float8
+        scales.
+    """
+    made = [[_add(optimizer, variable, name) for name in names] for variable in variables]
+    return [[row[i] for row in made] for i in range(len(names))]
+
+
+def add_master_weights(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
+    """Make a float32 copy of each variable of a half type; None for the others.
+
+    What XLA compiles cannot read a variable to make another. There it is zero until the first step, which
+    takes over elements that are not the rounding of their master weight.
+    """
+
+    def initializer(variable: Any) -> Any:
+        if internals.is_xla_compiling():
+            return "zeros"
+        return lambda shape, dtype: tf.cast(tf_variable(variable), dtype)
+
+    return [
+        _add(optimizer, variable, "master_weight", initializer(variable)) if is_half(variable) else None
+        for variable in variables
+    ]
+
+
+def add_rounding_seed(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Make a variable with a seed that is drawn from Python's `random`, as Keras's own seeds are."""
+    seed = random.getrandbits(32)
+    return optimizer.add_variable(
+        shape=(),
+        initializer=lambda shape, dtype: tf.constant(seed, dtype),
+        dtype="uint32",
+        aggregation="only_first_replica",
+        name="rounding_seed",
+    )
+
+
+def add_averages(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
+    """Make the averages of variables that were added later, equal to these as after Keras's first step."""
+    averages = [
+        None
+        if getattr(variable, "overwrite_with_gradient", False)
+        else optimizer.add_variable_from_reference(variable, name="average")
+        for variable in variables
+    ]
+    with tf.init_scope():
+        for variable, average in zip(variables, averages, strict=True):
+            if average is not None:
+                average.assign(variable)
+    return averages
+
+
+def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros") -> Any:
+    if getattr(variable, "overwrite_with_gradient", False):
+        return None
+    if not is_half(variable):
+        return optimizer.add_variable_from_reference(variable, name=name)
+    return in_type_of_arithmetic(optimizer, variable, name, initializer)
+
+
+def in_type_of_arithmetic(
+    optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros"
+) -> Any:
+    """Make a variable of the optimizer's like this one, in the type of its moments."""
+    with tf.distribute.get_strategy().extended.colocate_vars_with(tf_variable(variable)):
+        return optimizer.add_variable(
+            shape=variable.shape,
+            initializer=initializer,
+            dtype=state_dtype(variable).name,
+            name=f"{path_of(variable).replace('/', '_')}_{name}",
+        )
