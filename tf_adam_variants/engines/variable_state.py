@@ -30,7 +30,7 @@ class VariableState(NamedTuple):
     def select_rows(self, slices: tf.IndexedSlices, padding: Any | None) -> VariableState:
         """The state of the rows that these slices name, each once."""
         tensors = ("variable", "momentum", "velocity", "velocity_hat", "master_weight")
-        rows = {
+        rows: dict[str, Any] = {
             name: Rows(getattr(self, name), slices.indices)
             for name in tensors
             if getattr(self, name) is not None

@@ -38,7 +38,10 @@ def accumulate(
 
 
 def overwrite(optimizer: Any, variable: Any, gradient: Any) -> None:
-    """Set a variable that its gradient overwrites to the largest since the last update, if it is due."""
+    """Set a variable that its gradient overwrites; accumulating, to the largest gradient, if it is due."""
+    if not optimizer.gradient_accumulation_steps:
+        variable.assign(gradient)
+        return
     total = optimizer._accumulated_gradients[optimizer._get_variable_index(variable)]
     largest, due = tf.maximum(gradient, total.value), is_due(optimizer)
     variable.assign(tf.where(due, largest, variable.value))

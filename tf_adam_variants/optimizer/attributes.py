@@ -35,15 +35,15 @@ class Attributes(keras.optimizers.Optimizer):
         arguments.check_names(common, known, type(self).__name__)
         defaults = {name: argument.default for name, argument in arguments.COMMON.items()}
         defaults["name"] = self._default_name
-        # Keras's constructor sets them as attributes, which checks them too, but compares some before.
+        # Checked here because Keras's constructor compares some of them before it sets them.
         options = {name: arguments.check_argument(name, value) for name, value in (defaults | common).items()}
         learning_rate = checks.check_learning_rate("learning_rate", learning_rate)
-        # Before Keras's constructor, which sets attributes that are read from it.
+        # Keras's constructor sets attributes that are read from it.
         object.__setattr__(self, "_hyperparameters", hyperparameters.with_peak_of(learning_rate))
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
-        unadapted = checks.check_patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
-        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", unadapted)
+        no_adaptation = checks.check_patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
+        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", no_adaptation)
         own = {name: options.pop(name) for name in _OPTIONS}
         if own["fused"] is True and not _library.load():
             raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
@@ -79,16 +79,16 @@ class Attributes(keras.optimizers.Optimizer):
             raise ValueError(f"{type(self).__name__} has no `{name}`. Received: {name}={value!r}")
         changes = {name: value}
         if name == "weight_decay_mode":
-            changes["peak_learning_rate"] = None  # found again, if the mode needs one
+            changes["peak_learning_rate"] = None  # looked up again, if the mode needs one
         changed = dataclasses.replace(self._hyperparameters, **changes).with_peak_of(
-            self._learning_rate_or_schedule()
+            self._float_or_schedule()
         )
         self._check_slots_stay(name, value)
         object.__setattr__(self, "_hyperparameters", changed)
 
-    def _learning_rate_or_schedule(self) -> Any:
-        kept = self._learning_rate
-        return float(kept.numpy()) if hasattr(kept, "numpy") else kept
+    def _float_or_schedule(self) -> Any:
+        rate = self._learning_rate
+        return float(rate.numpy()) if hasattr(rate, "numpy") else rate
 
     def _check_slots_stay(self, name: str, value: Any) -> None:
         needs_slots = name in (
@@ -102,7 +102,7 @@ class Attributes(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
-        """An optimizer of this configuration; with fused=True it needs the op to train, not to be made."""
+        """An optimizer with this configuration. With fused=True only training needs the fused kernels."""
         optimizer = super().from_config(config | {"fused": "auto"}, **kwargs)
         optimizer.fused = config.get("fused", "auto")
         return optimizer
@@ -139,6 +139,3 @@ class Attributes(keras.optimizers.Optimizer):
                 "before the first step: which variables decay is fixed by then."
             )
         self._decay_exclusions.add(var_list, var_names)
-
-    def _use_weight_decay(self, variable: Any) -> bool:
-        return not self._decay_exclusions.excludes(variable)

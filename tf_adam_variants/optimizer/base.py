@@ -18,16 +18,14 @@ from tf_adam_variants.optimizer import accumulation, arguments, averages, gradie
 from tf_adam_variants.optimizer.attributes import Attributes
 from tf_adam_variants.optimizer.gradients import Form
 from tf_adam_variants.state.store import SavedState
-from tf_adam_variants.utils.variables import as_list, is_half, paths_of, tf_variable
+from tf_adam_variants.utils.variables import as_list, is_half, tf_variable
 
 
 class AdamVariant(Attributes):
     """An optimizer whose step is described by `Hyperparameters`, which a variant's constructor fills in.
 
-    `build` and `apply` replace those of Keras. Of the private names of Keras's class it uses `_iterations`,
-    `_trainable_variables`, `_trainable_variables_indices`, `_var_key`, `_get_variable_index`,
-    `_model_variables_moving_average`, `_accumulated_gradients` and `_distribution_strategy`. One private
-    method is overridden, TensorFlow's `_trackable_children`, to keep the layout out of SavedModels.
+    `apply` replaces that of Keras and calls nothing of it. `utils/internals.py` lists the private attributes
+    of Keras's class that are used, and the one private method that is overridden.
     """
 
     def __init__(
@@ -76,16 +74,16 @@ class AdamVariant(Attributes):
             super().build(new)
         slots.create(self, new)
         everything = self._trainable_variables
-        self._no_decay = self._no_adaptation = self._decay_exclusions.of(everything)
+        self._no_decay = self._no_adaptation = self._decay_exclusions.find_indices(everything)
         if self._adaptation_exclusions.patterns is not None:
-            self._no_adaptation = self._adaptation_exclusions.of(everything)
+            self._no_adaptation = self._adaptation_exclusions.find_indices(everything)
         self._devices = frozenset(map(replicas.devices, everything))
         self._layout.slots_were_made(before)
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: str = "zeros"
     ) -> Any:
-        """Add a slot. Sums and averages of half precision are float32: bfloat16 ones add up to 256 at most."""
+        """Add a slot. Sums and averages of half precision are float32: bfloat16 cannot count past 256."""
         if name in ("gradient_accumulator", "average") and is_half(reference_variable):
             return slots.in_type_of_arithmetic(self, reference_variable, name)
         return super().add_variable_from_reference(reference_variable, name=name, initializer=initializer)
@@ -137,14 +135,15 @@ class AdamVariant(Attributes):
         if not self.built:
             self.build(variables)
         self._layout.finish()
-        self._check_slots_exist(variables, keys)
+        gradients.check_known(variables, keys, self._trainable_variables_indices, self.name)
         with (
             keras.name_scope(self.name, caller=self),
             # A wrong index anywhere stops the step before any variable is written.
             tf.control_dependencies(gradients.assert_indices_in_range(grads, variables)),
         ):
             present, stepped = gradients.drop_missing(grads, variables)
-            present, stepped = gradients.overwrite_variables(present, stepped, self._overwrite)
+            overwrite = functools.partial(accumulation.overwrite, self)
+            present, stepped = gradients.overwrite_variables(present, stepped, overwrite)
             if present:
                 self._update(present, stepped)
                 if self.use_ema:
@@ -154,23 +153,6 @@ class AdamVariant(Attributes):
                         variable.assign(variable.constraint(variable))
             with tf.control_dependencies(gradients.tensors_of(grads)):  # and so for the data
                 self._iterations.assign_add(1)
-
-    def _overwrite(self, variable: Any, gradient: Any) -> None:
-        """Set a variable that its gradient overwrites."""
-        if self.gradient_accumulation_steps:
-            accumulation.overwrite(self, variable, gradient)
-        else:
-            variable.assign(gradient)
-
-    def _check_slots_exist(self, variables: list[Any], keys: list[Any]) -> None:
-        known = self._trainable_variables_indices
-        unknown = [v for v, key in zip(variables, keys, strict=True) if key not in known]
-        if unknown:
-            raise ValueError(
-                f"Unknown variables: {paths_of(unknown)}. {self.name} has no slots for them. To add "
-                "some, call `optimizer.build(model.trainable_variables)` before the step (the others keep "
-                "theirs), or compile the model with a new optimizer"
-            )
 
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
         """Bring each gradient into the form of the step, add up those of the replicas, and step."""

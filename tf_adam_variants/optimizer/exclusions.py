@@ -21,7 +21,7 @@ class Exclusions:
         self._listed: dict[str, list[Any]] = {}  # the method's variables, by the pattern of their path
 
     def add(self, variables: Iterable[Any] | None, patterns: Iterable[str] | None) -> None:
-        """Exclude these too, instead of those that an earlier call added."""
+        """Exclude these as well; they replace those of an earlier call."""
         names = checks.check_patterns("var_names", patterns) or []
         listed: dict[str, list[Any]] = {}
         for variable in variables or ():
@@ -39,20 +39,16 @@ class Exclusions:
             return None
         return list(dict.fromkeys([*(self._given or ()), *self._added, *self._listed]))
 
-    def excludes(self, variable: Any) -> bool:
-        """Whether a pattern matches the variable's path."""
-        return any(re.search(pattern, path_of(variable)) for pattern in self.patterns or ())
-
     def _matches(self, pattern: str, variables: list[Any]) -> set[int]:
-        """The indices of those whose path matches; of several of one path those that were listed, if any."""
+        """The indices of the variables whose path matches; of namesakes those that were listed, if any."""
         matches = {i for i, v in enumerate(variables) if re.search(pattern, path_of(v))}
         if pattern in [*(self._given or ()), *self._added]:
             return matches
         listed = set(map(id, self._listed[pattern]))
         return {i for i in matches if id(tf_variable(variables[i])) in listed} or matches
 
-    def of(self, variables: Iterable[Any]) -> frozenset[int]:
-        """The indices of the variables that are excluded. Warns of a pattern that matches none of them."""
+    def find_indices(self, variables: Iterable[Any]) -> frozenset[int]:
+        """The indices of the excluded variables. A pattern that matches none of them causes a warning."""
         variables = list(variables)
         unmatched = []
         excluded: set[int] = set()
@@ -72,7 +68,7 @@ class Exclusions:
 
 
 def _levels_to_caller() -> int:
-    """How far up the first function is that is neither this package's, Keras's nor TensorFlow's."""
+    """How far up the first function is that belongs neither to this package nor to Keras or TensorFlow."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and re.match(
         r"(tf_adam_variants|keras|tensorflow)\b", frame.f_globals.get("__name__", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import tensorflow as tf
@@ -63,7 +63,7 @@ def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) ->
 
 
 def _convert_lists(gradient: Any, variable: Any) -> Any:
-    """A gradient, or the indices of IndexedSlices, as a tensor where it is a list or tuple, as Keras allows."""
+    """A gradient, or the indices of IndexedSlices, as a tensor: Keras allows lists and tuples."""
     if isinstance(gradient, (list, tuple)):
         return tf.convert_to_tensor(gradient, state_dtype(variable))
     if isinstance(gradient, tf.IndexedSlices) and isinstance(gradient.indices, (list, tuple)):
@@ -91,6 +91,17 @@ def assert_indices_in_range(grads: list[Any], variables: list[Any]) -> list[Any]
             )
             assertions.append(tf.debugging.assert_less(indices, tf.constant(rows, indices.dtype), message))
     return [assertion for assertion in assertions if assertion is not None]  # None: it ran eagerly
+
+
+def check_known(variables: list[Any], keys: list[Any], known: Container[Any], name: str) -> None:
+    """Raise a ValueError for variables without slots."""
+    unknown = [v for v, key in zip(variables, keys, strict=True) if key not in known]
+    if unknown:
+        raise ValueError(
+            f"Unknown variables: {paths_of(unknown)}. {name} has no slots for them. To add some, call "
+            "`optimizer.build(model.trainable_variables)` before the step (the others keep theirs), or "
+            "compile the model with a new optimizer"
+        )
 
 
 # -- which gradients step ------------------------------------------------------------------------------------

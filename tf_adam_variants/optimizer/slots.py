@@ -47,7 +47,7 @@ def check_half_options(optimizer: keras.optimizers.Optimizer, variables: list[An
 
 
 def create(optimizer: Any, new: list[Any]) -> None:
-    """Create the slots of new variables, in the order of Keras's optimizers, which checkpoints rely on."""
+    """Create the slots of new variables in the order of Keras's optimizers: checkpoints rely on it."""
     lists = dict(zip(("_momentums", "_velocities"), add(optimizer, new, "momentum", "velocity"), strict=True))
     if optimizer.amsgrad:
         (lists["_velocity_hats"],) = add(optimizer, new, "velocity_hat")

@@ -14,6 +14,7 @@ Check = Callable[[str, Any], Any]
 
 
 def reject(name: str, value: object, allowed: str) -> NoReturn:
+    """Raise the ValueError that names the argument, what is allowed and the value."""
     raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}{_hint(value)}")
 
 
@@ -31,56 +32,70 @@ def _is_finite(value: object) -> bool:
 
 
 def check_finite(name: str, value: Any) -> float:
+    """A finite float."""
     return float(value) if _is_finite(value) else reject(name, value, "a finite number")
 
 
 def check_nonnegative(name: str, value: Any, allowed: str = "a finite number >= 0") -> float:
+    """A finite float >= 0."""
     return float(value) if _is_finite(value) and value >= 0 else reject(name, value, allowed)
 
 
 def check_nonnegative_or_none(name: str, value: Any) -> float | None:
+    """None or a finite float >= 0."""
     return None if value is None else check_nonnegative(name, value, "None or a finite number >= 0")
 
 
 def check_positive(name: str, value: Any, allowed: str = "a finite number > 0") -> float:
+    """A finite float > 0."""
     return float(value) if _is_finite(value) and value > 0 else reject(name, value, allowed)
 
 
 def check_positive_or_none(name: str, value: Any) -> float | None:
+    """None or a finite float > 0."""
     return None if value is None else check_positive(name, value, "None or a finite number > 0")
 
 
 def check_beta(name: str, value: Any) -> float:
+    """A float in [0, 1)."""
     return float(value) if _is_finite(value) and 0 <= value < 1 else reject(name, value, "in [0, 1)")
 
 
 def check_fraction(name: str, value: Any) -> float:
+    """A float in [0, 1]."""
     return value if _is_finite(value) and 0 <= value <= 1 else reject(name, value, "in [0, 1]")
 
 
 def check_int(name: str, value: Any, least: int) -> int:
+    """An int >= least."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return int(value) if whole and int(value) >= least else reject(name, value, f"an integer >= {least}")
 
 
 def int_or_none_check(least: int) -> Check:
+    """A check for None or an int >= least."""
     return lambda name, value: None if value is None else check_int(name, value, least)
 
 
 def check_bool(name: str, value: Any) -> bool:
+    """True or False."""
     return value if isinstance(value, bool) else reject(name, value, "True or False")
 
 
 def check_auto_or_bool(name: str, value: Any) -> str | bool:
+    """The string "auto", True or False."""
     auto = isinstance(value, str) and value == "auto"
     return value if auto or isinstance(value, bool) else reject(name, value, "'auto', True or False")
 
 
 def check_str(name: str, value: Any) -> str:
+    """A string that is not empty."""
     return value if isinstance(value, str) and value else reject(name, value, "a string that is not empty")
 
 
 def one_of_check(*allowed: str) -> Check:
+    """A check for one of these strings."""
+
     def check(name: str, value: Any) -> str:
         return value if value in allowed else reject(name, value, f"one of {', '.join(map(repr, allowed))}")
 

@@ -1,6 +1,6 @@
-"""What the package touches of Keras and TensorFlow that is not public: each name once, with its reason.
+"""What the package touches of Keras and TensorFlow that is not public: every name, with its reason.
 
-The hooks of `keras.optimizers.Optimizer` that are overridden are in `optimizer/base.py`, which names them.
+A test compares this module with what the package uses, on the oldest and the newest versions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,24 @@ import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
+# Private attributes of `keras.optimizers.Optimizer` that our subclass uses. Keras saves and tracks them.
+INHERITED = {
+    "_iterations": "the raw count of steps; `iterations` counts updates",
+    "_learning_rate": "the schedule itself; `learning_rate` is its value",
+    "_trainable_variables": "the variables that the optimizer was built on",
+    "_trainable_variables_indices": "their indices by key, which a later build extends",
+    "_var_key": "the key of a variable, the same for its copies on replicas",
+    "_get_variable_index": "the index of a variable",
+    "_model_variables_moving_average": "the averages, which checkpoints know by this name",
+    "_accumulated_gradients": "the sums of gradients, likewise",
+    "_distribution_strategy": "the strategy under which the optimizer was constructed",
+}
+
+# Private methods of its bases that our subclass overrides.
+OVERRIDDEN = {
+    "_trackable_children": "keeps the layout out of SavedModels, which hold no Python state",
+}
+
 
 def is_xla_compiling() -> bool:
     """Whether what is being traced will be compiled by XLA (`jit_compile=True`)."""
@@ -20,7 +38,7 @@ def is_xla_compiling() -> bool:
 
 
 def maybe_merge_call(function: Callable[..., Any], strategy: Any, *args: Any) -> Any:
-    """What Keras's optimizers call where replicas meet: it also works in a `tf.cond` of LossScaleOptimizer."""
+    """Let replicas meet as Keras's optimizers do: also in the `tf.cond` of a LossScaleOptimizer."""
     return tf.__internal__.distribute.interim.maybe_merge_call(function, strategy, *args)
 
 
