@@ -192,10 +192,16 @@ class AdamVariant(Attributes):
         return engines.choose(self._hyperparameters, group, self.fused)
 
     def _step(
-        self, strategy: Any, grads: list[Any], variables: list[Any], lazy_indices: frozenset[int]
+        self,
+        strategy: Any,
+        grads: list[Any],
+        variables: list[Any],
+        lazy_indices: frozenset[int] = frozenset(),
+        learning_rate: Any = None,
     ) -> None:
         """Group the variables by engine, and update each group on each replica."""
-        learning_rate, iterations = map(tf.convert_to_tensor, (self.learning_rate, self.iterations))
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        rate, iterations = map(tf.convert_to_tensor, (rate, self.iterations))
         seed = tf.convert_to_tensor(self._rounding_seed) if self.stochastic_rounding else None
         engine_of = functools.cache(self._engine)
         one_place = next(iter(self._devices)) if len(self._devices) == 1 else None
@@ -209,7 +215,7 @@ class AdamVariant(Attributes):
             groups.setdefault(key, []).append((gradient, variable))
         scale = self._gradient_scale(strategy, grads, variables, next(iter(groups))[0])
         for (engine, _, _, start), pairs in groups.items():
-            inputs = StepInputs(iterations - start if start else iterations, learning_rate, scale, seed)
+            inputs = StepInputs(iterations - start if start else iterations, rate, scale, seed)
             own_gradients, own_variables = zip(*pairs, strict=True)
             step = functools.partial(
                 self._step_on_device,
@@ -284,4 +290,5 @@ class AdamVariant(Attributes):
     @tf.autograph.experimental.do_not_convert
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable, as Keras's interface has it; `apply` updates all of them at once."""
-        self._step(self._distribution_strategy, [gradient], [tf_variable(variable)], frozenset())
+        pair = [gradient], [tf_variable(variable)]
+        self._step(self._distribution_strategy, *pair, learning_rate=learning_rate)
