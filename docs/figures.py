@@ -1,16 +1,16 @@
-"""Writes the pictures and the tables of numbers of README.md and docs/ from the results that are kept.
+"""Writes the pictures and the tables of numbers of README.md and docs/ from the stored results.
 
-    python docs/figures.py             # all of them
-    python docs/figures.py --check     # writes nothing; an error where a table is not that of its results
+    python docs/figures.py             # writes all of them
+    python docs/figures.py --check     # writes nothing; fails if a table differs from its results
 
-A page marks what is written:
+Marks on a page surround each table:
 
-    <!-- numbers: which_one -->                     what which_one.py makes of which_one.json beside it
-    <!-- numbers: benchmark small -->               with a part
+    <!-- numbers: which_one -->                     the table that which_one.py creates from which_one.json
+    <!-- numbers: benchmark small -->               a part of the results
     <!-- end of numbers -->
 
-A program NAME.py of examples/ or tests/ that keeps results as NAME.json has a function `markdown`, for such a
-mark, or `picture`, for docs/images/NAME.png, or is an `experiment.Experiment`, which has both as methods.
+A program NAME.py with results in NAME.json beside it has a function `markdown`, which returns the table, or
+`picture`, which draws docs/images/NAME.png, or an `experiment.Experiment`, which has both as methods.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ MARK = re.compile(
 )
 
 
-RESULTS = {path.stem: path for folder in ("examples", "tests") for path in (ROOT / folder).glob("*.json")}
+FOLDERS = ("examples", "examples/experiments", "examples/benchmarks", "tests/tools")
+RESULTS = {path.stem: path for folder in FOLDERS for path in (ROOT / folder).glob("*.json")}
 
 
 def program(name: str) -> Any:
     if name not in RESULTS:
-        raise SystemExit(f"There is no {name}.json in examples/ or tests/, of which a page wants the numbers")
-    folder = str(RESULTS[name].parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+        raise SystemExit(f"There is no {name}.json in {', '.join(FOLDERS)}, but a page shows its numbers")
+    for folder in FOLDERS:
+        if str(ROOT / folder) not in sys.path:
+            sys.path.insert(0, str(ROOT / folder))
     module = importlib.import_module(name)
     return getattr(module, "EXPERIMENT", module)
 
@@ -52,7 +53,7 @@ def numbers(name: str) -> Any:
 
 
 def written(page: str) -> str:
-    """The page with its tables."""
+    """The page with its tables up to date."""
 
     def table(mark: re.Match[str]) -> str:
         begin, name, part, end = mark.groups()
@@ -62,7 +63,7 @@ def written(page: str) -> str:
 
 
 def pictures() -> list[str]:
-    """The programs that draw one, of those that keep results."""
+    """The programs with results that draw a picture."""
     return [name for name in sorted(RESULTS) if hasattr(program(name), "picture")]
 
 

@@ -61,7 +61,7 @@ def test_the_sentences_with_numbers_of_the_benchmarks():
     assert said("README.md", f'takes {ours} ms with `sparse_update="lazy"`, {theirs} ms with Keras\'s Adam')
     assert said(
         "docs/sparse.md",
-        f"takes {theirs} ms a step with Keras's Adam and {ours} ms with the lazy, fused AdamW",
+        f"takes {theirs} ms per step with Keras's Adam and {ours} ms with the lazy, fused AdamW",
     )
     fused, pure = (
         [sparse["growing"][f"tav.AdamW lazy, {how}"][rows]["ms"] for rows in ("100000", "4000000")]
