@@ -1,16 +1,16 @@
-"""Writes the pictures and the tables of numbers of README.md and docs/ from the stored results.
+"""Writes the pictures and the tables of numbers of README.md and docs/ from the results that are kept.
 
-    python docs/figures.py             # writes all of them
-    python docs/figures.py --check     # writes nothing; fails if a table differs from its results
+    python docs/figures.py             # all of them
+    python docs/figures.py --check     # writes nothing; an error where a table is not that of its results
 
-Marks on a page surround each table:
+A page marks what is written:
 
-    <!-- numbers: which_one -->                     the table that which_one.py creates from which_one.json
-    <!-- numbers: benchmark small -->               a part of the results
+    <!-- numbers: which_one -->                     what which_one.py makes of which_one.json beside it
+    <!-- numbers: benchmark small -->               with a part
     <!-- end of numbers -->
 
-A program NAME.py with results in NAME.json beside it has a function `markdown`, which returns the table, or
-`picture`, which draws docs/images/NAME.png, or an `experiment.Experiment`, which has both as methods.
+A program NAME.py in one of FOLDERS that keeps results as NAME.json beside it has a function `markdown`, for
+such a mark, or `picture`, for docs/images/NAME.png, or an `experiment.Experiment`, which has both as methods.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ MARK = re.compile(
 FOLDERS = ("examples", "examples/experiments", "examples/benchmarks", "tests/tools")
 RESULTS = {path.stem: path for folder in FOLDERS for path in (ROOT / folder).glob("*.json")}
 
+# The programs import one another, and what the tests share.
+sys.path[:0] = [str(ROOT / folder) for folder in (*FOLDERS, "tests/helpers")]
+
 
 def program(name: str) -> Any:
     if name not in RESULTS:
-        raise SystemExit(f"There is no {name}.json in {', '.join(FOLDERS)}, but a page shows its numbers")
-    for folder in FOLDERS:
-        if str(ROOT / folder) not in sys.path:
-            sys.path.insert(0, str(ROOT / folder))
+        raise SystemExit(f"A page wants the numbers of {name}.json, which is in none of {', '.join(FOLDERS)}")
     module = importlib.import_module(name)
     return getattr(module, "EXPERIMENT", module)
 
@@ -53,7 +53,7 @@ def numbers(name: str) -> Any:
 
 
 def written(page: str) -> str:
-    """The page with its tables up to date."""
+    """The page with its tables."""
 
     def table(mark: re.Match[str]) -> str:
         begin, name, part, end = mark.groups()
@@ -63,7 +63,7 @@ def written(page: str) -> str:
 
 
 def pictures() -> list[str]:
-    """The programs with results that draw a picture."""
+    """The programs that draw one, of those that keep results."""
     return [name for name in sorted(RESULTS) if hasattr(program(name), "picture")]
 
 
