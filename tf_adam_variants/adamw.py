@@ -24,8 +24,8 @@ class AdamW(AdamVariant):
         {{beta_1}}
         {{beta_2}}
         {{epsilon}}
-        amsgrad: bool. True: v^ is made from the largest v so far (Reddi et al., 2018), which is kept in a
-            slot "velocity_hat".
+        amsgrad: bool. True: v^ uses the largest v so far (Reddi et al., 2018), which the slot
+            "velocity_hat" holds.
         {{weight_decay_mode}}
         {{peak_learning_rate}}
         {{common}}
@@ -34,8 +34,8 @@ class AdamW(AdamVariant):
 
     {{raises}}
 
-    A checkpoint written with `keras.optimizers.Adam` or `AdamW` restores into it. "adamw" stays the name of
-    Keras's class; by name this one is "tf_adam_variants>AdamW".
+    A checkpoint written by `keras.optimizers.Adam` or `AdamW` restores into this class. Its name is
+    "tf_adam_variants>AdamW"; "adamw" is the name of Keras's class.
 
     Example:
         ```pycon

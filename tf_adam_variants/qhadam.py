@@ -1,4 +1,4 @@
-"""QHAdam: Adam whose two moments are each averaged with the gradient itself."""
+"""QHAdam: Adam with each moment averaged with the gradient."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tf_adam_variants.optimizer.variant import variant
 
 @variant
 class QHAdam(AdamVariant):
-    """Quasi-hyperbolic Adam: each moment is averaged once more with the gradient itself.
+    """Quasi-hyperbolic Adam: Adam with each moment averaged with the gradient.
 
         m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
         m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
         w <- w - learning_rate ((1 - nu_1) g + nu_1 m^) / (sqrt((1 - nu_2) g^2 + nu_2 v^) + epsilon)
 
-    nu_1 = nu_2 = 1 is Adam, nu_1 = 0 RMSprop, nu_1 = beta_1 NAdam (`converters.from_nadam`). There is no
-    weight decay: `exclude_from_weight_decay` is taken so that one set of arguments serves `QHAdamW` too.
+    nu_1 = nu_2 = 1 is Adam, nu_1 = 0 is RMSprop, nu_1 = beta_1 is NAdam (`converters.from_nadam`). QHAdam has
+    no weight decay. It accepts `exclude_from_weight_decay` so that the same arguments work for `QHAdamW`.
 
     Args:
         {{learning_rate}}

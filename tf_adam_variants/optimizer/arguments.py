@@ -1,4 +1,4 @@
-"""The arguments that every optimizer takes by keyword: default, check and text of each, in one table."""
+"""The arguments that every optimizer accepts by keyword: one table of defaults, checks and texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf_adam_variants.utils.checks import Check
 
 
 class Common(TypedDict, total=False):
-    """What every optimizer takes by keyword: the package's own, then Keras's."""
+    """The keyword arguments of every optimizer: those of this package, then those of Keras."""
 
     exclude_from_weight_decay: Iterable[str] | None
     sparse_update: str
@@ -41,43 +41,42 @@ COMMON = {
     "exclude_from_weight_decay": Argument(
         None,
         checks.check_patterns,
-        "list of regular expressions, `re.search`ed in the variables' paths "
-        '("sequential/dense/kernel"): those that match do not decay. Saved with the configuration. '
-        "Keras's method of the same name adds to it. A pattern that matches no variable is warned of.",
+        "list of regular expressions or None. A variable does not decay if one of them matches its path "
+        '("sequential/dense/kernel") in `re.search`. Saved with the configuration. The method of the same '
+        "name adds to the list. A pattern that matches no variable causes a warning.",
     ),
     "sparse_update": Argument(
         "exact",
         checks.one_of_check("exact", "lazy"),
-        'what a `tf.IndexedSlices` gradient does. "exact": what the dense gradient would do. "lazy": '
-        "only the rows it names change, in the variable and its slots, by moments and decay alike; "
-        "the bias correction counts all steps. Repeated ids are summed first in both. With "
-        "`gradient_accumulation_steps` the rows are those whose accumulated gradient is not all "
-        "zeros. Ids outside the table are an InvalidArgumentError and nothing is written; XLA "
-        "(`jit_compile=True`) has no errors, and there they name no row.",
+        'how `tf.IndexedSlices` gradients are applied. "exact": as the equivalent dense gradient. '
+        '"lazy": update (moments, decay, weights) only the rows present in the gradient, as '
+        "`torch.optim.SparseAdam` does; bias correction uses the global step. Both sum repeated indices "
+        "first. With `gradient_accumulation_steps` the rows are those whose accumulated gradient is not "
+        "all zeros. An index outside the table raises an InvalidArgumentError, and no variable changes; "
+        "XLA (`jit_compile=True`) cannot raise errors: there such an index changes no row.",
     ),
     "fused": Argument(
         "auto",
         checks.check_auto_or_bool,
-        'whether the compiled op takes the step. "auto": wherever it is built, loads and applies, see '
-        "`tf_adam_variants.fused`. True: a ValueError where it cannot. False: never. The attribute "
-        "may be set later and holds for the steps that are traced from then on.",
+        'whether the fused kernels run the step. "auto": if they are built, can be loaded and support '
+        "the step, see `tf_adam_variants.fused`. True: always; a ValueError if they cannot. False: never. "
+        "If you set the attribute later, it applies to steps that are traced from then on.",
     ),
     "master_weights": Argument(
         False,
         checks.check_bool,
-        'bool. True: float16 and bfloat16 variables have a float32 copy in a slot "master_weight", '
-        "which the step updates and rounds to nearest into the variable, so that no change is too "
-        "small to count. An element that is assigned from outside, as by loading weights, is taken "
-        "over into the copy by the next step. For variables of which some at least have a half type.",
+        'bool. True: each float16 or bfloat16 variable has a float32 copy in a slot "master_weight". The '
+        "step updates the copy and rounds it to nearest into the variable, so that small changes add up. "
+        "If you assign to the variable, for example by loading weights, the next step resets the changed "
+        "elements of the copy. At least one variable must have half precision.",
     ),
     "stochastic_rounding": Argument(
         False,
         checks.check_bool,
-        "bool. True: new weights of float16 and bfloat16 variables are rounded up or down at random, "
-        "in proportion, so that they are right on average, without a copy. The random numbers are "
-        "made from a seed that is saved, drawn from Python's `random` "
-        "(`keras.utils.set_random_seed`), and from the count of steps. Not together with "
-        "`master_weights`.",
+        "bool. True: new weights of float16 and bfloat16 variables are rounded up or down at random, in "
+        "proportion. They are correct on average and need no copy. The random numbers depend on the step "
+        "count and on a seed, which is drawn from Python's `random` (`keras.utils.set_random_seed`) and "
+        "saved. Not with `master_weights`.",
     ),
     "name": Argument(
         None,
@@ -87,7 +86,7 @@ COMMON = {
     "clipnorm": Argument(
         None,
         checks.check_positive_or_none,
-        "float > 0 or None. Each gradient is scaled down to at most this norm.",
+        "float > 0 or None. The largest norm of each gradient; a larger gradient is scaled down.",
     ),
     "clipvalue": Argument(
         None,
@@ -97,36 +96,36 @@ COMMON = {
     "global_clipnorm": Argument(
         None,
         checks.check_positive_or_none,
-        "float > 0 or None. All gradients together are scaled down to at most this norm. Only one of "
-        "the three clippings can be set. Under a distribution strategy all three clip the gradients "
-        "that are summed over the replicas.",
+        "float > 0 or None. The largest norm of all gradients together; larger gradients are scaled down "
+        "by one factor. At most one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Under a "
+        "distribution strategy they clip the sum of the gradients over the replicas.",
     ),
     "use_ema": Argument(
         False,
         checks.check_bool,
-        "bool. True: an exponential moving average of the weights is kept.",
+        "bool. True: the optimizer keeps an exponential moving average of the weights.",
     ),
     "ema_momentum": Argument(
         0.99,
         checks.check_fraction,
-        "float in [0, 1], the decay of that average.",
+        "float in [0, 1], the decay rate of the average.",
     ),
     "ema_overwrite_frequency": Argument(
         None,
         checks.int_or_none_check(1),
-        "int >= 1 or None. Every so many steps the weights are set to their average; None: at the end "
+        "int >= 1 or None, in steps: how often the average overwrites the weights. None: only at the end "
         "of `fit`.",
     ),
     "loss_scale_factor": Argument(
         None,
         checks.check_positive_or_none,
-        "float > 0 or None. The loss is multiplied by it, the gradients are divided by it.",
+        "float > 0 or None, the factor that multiplies the loss and divides the gradients.",
     ),
     "gradient_accumulation_steps": Argument(
         None,
         checks.int_or_none_check(2),
-        "int >= 2 or None. The weights are updated every so many steps, by the mean of the gradients "
-        "since the last update.",
+        "int >= 2 or None, the number of steps per update. An update uses the mean of the gradients since "
+        "the last update.",
     ),
 }
 
@@ -140,7 +139,7 @@ _CLIPPINGS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
 def check_names(given: Mapping[str, Any], known: list[str], cls: str) -> None:
-    """Raise for the first argument that is not known, with the one it may have been meant for."""
+    """Raise a ValueError for the first unknown argument, and suggest a known name."""
     for name, value in given.items():
         if name not in known:
             nearest = _nearest(name, known)
@@ -151,7 +150,7 @@ def check_names(given: Mapping[str, Any], known: list[str], cls: str) -> None:
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    """By its initials, as in lr and wd, or its spelling."""
+    """The known name with these initials (lr, wd), or with the closest spelling."""
     initials = (one for one in known if "".join(word[0] for word in one.split("_")) == name.lower())
     spelling = iter(difflib.get_close_matches(name.lower(), known, cutoff=0.5))
     return next(initials, None) or next(spelling, None)

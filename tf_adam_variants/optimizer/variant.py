@@ -14,53 +14,55 @@ from tf_adam_variants.utils import internals
 
 Variant = TypeVar("Variant", bound=type[AdamVariant])
 
-# Texts that the docstrings of several optimizers have in common.
+# Texts that the docstrings of several optimizers share.
 HYPERPARAMETERS = {
     "learning_rate": (
         "float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable without arguments."
     ),
-    "weight_decay": ("float >= 0, l above, dimensionless. 0 or None for none."),
-    "beta_1": ("float in [0, 1), the decay of the first moment."),
-    "beta_2": ("float in [0, 1), the decay of the second moment."),
+    "weight_decay": (
+        "float >= 0 or None, the weight decay l of the formula, dimensionless. 0 or None disables it."
+    ),
+    "beta_1": ("float in [0, 1), the decay rate of the first moment."),
+    "beta_2": ("float in [0, 1), the decay rate of the second moment."),
     "nu_1": (
-        "finite float, the weight of the first moment against the gradient in the numerator; 1 is "
-        "Adam, 0 the plain gradient."
+        "finite float, interpolates the numerator between the gradient (0) and the first moment (1, as in "
+        "Adam)."
     ),
     "nu_2": (
-        "finite float, the weight of the second moment against the squared gradient under the root; 1 "
-        "is Adam."
+        "finite float, interpolates the square under the root between the squared gradient (0) and the "
+        "second moment (1, as in Adam)."
     ),
-    "epsilon": ("float >= 0, outside the root and after bias correction, in units of the gradient."),
+    "epsilon": ("float >= 0, in units of the gradient, added to the root after bias correction."),
     "weight_decay_mode": (
-        'the factor s. "learning_rate": the learning rate of the step (Keras, PyTorch, optax). '
-        '"schedule": the learning rate over its peak (eta_t in the paper: the peak is tuned and the '
-        'decay stays). "independent": 1.'
+        'the factor s of the formula. "learning_rate": the learning rate of the step (Keras, PyTorch, '
+        'optax). "schedule": the learning rate divided by its peak (eta_t in the paper), so that tuning '
+        'the peak does not change the decay. "independent": 1.'
     ),
     "peak_learning_rate": (
-        'float > 0, the peak for "schedule". By default the float given as learning rate, or a '
-        "schedule's `initial_learning_rate` (`warmup_target` where it warms up)."
+        'float > 0 or None, the peak for "schedule". Default: the learning rate if it is a float, or the '
+        "`warmup_target` or `initial_learning_rate` of a schedule."
     ),
 }
 
 TYPES = """
-Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for the
-half types and of the variable's own type otherwise; each variable has the slots "momentum" and
-"velocity" of its shape. Arguments may be set later as attributes, with the same checks; a step that is
-traced keeps those that it was traced with.
+Variables are float16, bfloat16, float32 or float64. The moments and all arithmetic are float32 for half
+precision and otherwise have the type of the variable. Each variable has the slots "momentum" and "velocity"
+of its shape. You can set arguments later as attributes, with the same checks. Except for the learning rate,
+values are fixed in a `tf.function` when it is traced.
 """
 
 RAISES = """
 Raises:
-    ValueError: on an argument outside its range, naming it; in `apply`, where gradients and variables
-        do not match; on loading, where the saved state has other slots.
+    ValueError: if an argument is outside its range; in `apply`, if gradients and variables do not match;
+        on loading, if the saved state has other slots.
 """
 
 
 def variant(cls: Variant) -> Variant:
     """Register an optimizer with Keras, and complete its signature and its docstring.
 
-    Its constructor takes its hyperparameters and `**common`, the arguments of every optimizer. In `help`
-    these then show as if they were written out.
+    The constructor takes its hyperparameters and `**common`, the arguments of every optimizer. `help` then
+    shows these as if they were written out.
     """
     own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
     names = [p.name for p in own]
@@ -79,9 +81,9 @@ def variant(cls: Variant) -> Variant:
 
 
 def _fill_docstring(doc: str, common: list[str]) -> str:
-    """A docstring with {{name}} replaced by the entry of that argument, {{common}} by those of these names.
+    """Replace {{name}} by the text of that argument, and {{common}} by the texts of these names.
 
-    {{types}} and {{raises}} are the paragraphs above.
+    {{types}} and {{raises}} stand for the paragraphs above.
     """
     arguments = HYPERPARAMETERS | {name: argument.text for name, argument in COMMON.items()}
     texts = {name: _entry(name, text) for name, text in arguments.items()}
@@ -105,8 +107,7 @@ def _entry(name: str, text: str) -> str:
 def register_short_names(*optimizers: type[keras.optimizers.Optimizer]) -> None:
     """Make each class known to Keras by its name and by its name in lower case.
 
-    A name that Keras, or somebody else's registration, resolves already is left as it is: "adamw"
-    stays Keras's own.
+    A name that already resolves, in Keras or by another registration, does not change: Keras keeps "adamw".
     """
     known = keras.saving.get_custom_objects()
     for optimizer in optimizers:
