@@ -27,7 +27,7 @@ import numpy as np
 import oracle
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu", "gpu_scalars.cu")]
+SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu", "gpu_coefficients.cu")]
 ON_CPU = ROOT / "tests" / "cuda_on_cpu"
 POISON = 0xFF  # NaN in every type
 

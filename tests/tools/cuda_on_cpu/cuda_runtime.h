@@ -21,7 +21,7 @@
 #define TFAV_CHUNK 512
 #define TFAV_BATCH 60
 #define TFAV_SMALL_BATCH 3
-#define TFAV_MOST_BLOCKS 5
+#define TFAV_MAX_BLOCKS 5
 #define TFAV_SPAN 64
 #define TFAV_WINDOW 4
 

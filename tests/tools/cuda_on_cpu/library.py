@@ -35,7 +35,7 @@ def build(cache):
         "gpu_ops.cc": with_tensorflow,
         "gpu_dense.cu": kernels,
         "gpu_sparse.cu": kernels,
-        "gpu_scalars.cu": kernels,
+        "gpu_coefficients.cu": kernels,
         "loops.cc": ["-std=c++17", "-fPIC"],
         "dispatch.cc": ["-std=c++17", "-fPIC"],
     }
