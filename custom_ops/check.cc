@@ -184,7 +184,7 @@ void compare(const char* name, const TestVariable<T, G>& before, const TestVaria
     // Rounding errors are relative to the terms before they cancel.
     const Reference m_size = std::abs(before.m.at(i)) + c.m_weight * std::abs(x);
     scale[i] = (c.c_m * m_size + gradient * std::abs(x)) / denominator + decay * std::abs(w);
-    if (!(std::abs(after.m.at(i) - m) <= 4 * ulp * m_scale + 1e-37)) fail(name, "m", i, after.m.at(i), m);
+    if (!(std::abs(after.m.at(i) - m) <= 4 * ulp * m_size + 1e-37)) fail(name, "m", i, after.m.at(i), m);
     if (!(std::abs(after.v.at(i) - v) <= 4 * ulp * v + 1e-37)) fail(name, "v", i, after.v.at(i), v);
     if (config.amsgrad && !(std::abs(after.v_max.at(i) - used) <= 4 * ulp * used))
       fail(name, "v_max", i, after.v_max.at(i), used);
