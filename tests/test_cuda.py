@@ -1,4 +1,4 @@
-"""The kernels for GPUs on a machine without a GPU: compiled for a CPU, against the oracle and under TensorFlow.
+"""The kernels for GPUs without a GPU: compiled for a CPU, against the oracle and under TensorFlow.
 
 Where there is nvcc, its reports are checked. On a GPU: cuda_kernels.py and test_gpu.py.
 """
