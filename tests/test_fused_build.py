@@ -196,7 +196,7 @@ def shared_object(tmp_path, code):
         (
             "",
             "it lacks tf_adam_variants_dense_step, tf_adam_variants_sparse_step, "
-            "tf_adam_variants_squared_norm, tf_adam_variants_step_scalars",
+            "tf_adam_variants_squared_norm, tf_adam_variants_coefficients",
         ),
         ("void nowhere(); void (*address)() = nowhere;", "undefined symbol"),
     ],

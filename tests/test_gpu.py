@@ -1,6 +1,6 @@
-"""Steps on a GPU, where TensorFlow sees one: the table of cases, placement, types, replicas.
+"""Steps on a GPU that TensorFlow sees: the table of cases, placement, types, replicas.
 
-test_cuda.py runs this file where there is none, too, with the kernels compiled for a CPU. TFAV_TEST_DEVICE is
+Where there is no GPU, test_cuda.py runs this file with the kernels compiled for a CPU. TFAV_TEST_DEVICE is
 then the device.
 """
 
@@ -21,7 +21,7 @@ DEVICE = os.environ.get("TFAV_TEST_DEVICE", "GPU:0")
 KIND = DEVICE.partition(":")[0]
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 HOW = pytest.mark.parametrize("how", ["exact", "lazy"])
-# XLA has the pure step alone.
+# XLA runs only the TensorFlow operations.
 MODES = pytest.mark.parametrize("mode", cases.MODES if KIND == "GPU" else cases.MODES[3:])
 SIZES = (0, 1, 3, 17, 4099)
 
@@ -38,7 +38,7 @@ def on_the_device():
 
 
 def test_the_kernels_are_ready():
-    """Skipped nowhere: with a GPU and no kernels for it, build them first."""
+    """Not skipped: with a GPU but no kernels for it, build them first."""
     assert fused.is_available(), _library.reason()
     assert not _library.gpu_reason()
 
@@ -177,7 +177,7 @@ def test_variables_on_several_devices():
 @HOW
 @pytest.mark.parametrize("cls", [tav.AdamW, tav.LAMB])
 def test_replicas(cls, how):
-    """As many as there are devices; one step of all is one step with the sum of their gradients."""
+    """One replica per device: their step equals one step with the sum of their gradients."""
     devices = [device.name for device in tf.config.list_logical_devices(KIND)]
     with tf.device(None):
         strategy = tf.distribute.MirroredStrategy(devices)

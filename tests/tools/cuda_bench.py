@@ -23,7 +23,7 @@ from cuda_kernels import (
     MASTER,
     NEAREST,
     Case,
-    Kind,
+    KernelConfig,
     Launch,
     OnCpu,
 )
@@ -168,10 +168,10 @@ def ours(kernels, memory, kept, sizes):
 
 def launch_of(memory, kept):
     case = kept.case
-    kind = Kind(
+    config = KernelConfig(
         kept.type.number, kept.type.number, kept.rounding, case.squared_gradient, case.amsgrad, case.lamb
     )
-    return Launch(kind, False, memory.of(case.step(10, 1e-4, 1e-6, 1.0)))
+    return Launch(config, False, memory.of(case.coefficients(10, 1e-4, 1e-6, 1.0)))
 
 
 def by_rows(kernels, memory, table, exact):

@@ -1,13 +1,13 @@
-"""The kernels for GPUs, without TensorFlow: whether they are right. How fast they are: cuda_bench.py.
+"""Checks the kernels for GPUs without TensorFlow. cuda_bench.py measures their speed.
 
-    python tests/cuda_kernels.py check             # wants an NVIDIA GPU, nvcc, NumPy, and PyTorch or CuPy
-    python tests/cuda_kernels.py check --on-cpu    # the same kernels, compiled for a CPU: tests/cuda_on_cpu
+    python tests/tools/cuda_kernels.py check           # needs an NVIDIA GPU, nvcc, NumPy, and PyTorch or CuPy
+    python tests/tools/cuda_kernels.py check --on-cpu  # the same kernels, compiled for a CPU: cuda_on_cpu/
 
-`check` compares steps with the oracle of the other tests (float64, from the papers) over all types of
-variables and gradients, random and special numbers, odd, unaligned, tiny and huge arrays, one variable and
-thousands, gradients by rows with repeated ids. Every array lies between two stretches of poison, of which
-nothing may be written; scratch memory is poison to begin with; every step is made twice and must give the
-same bits; gradients must stay as they were.
+`check` compares steps with the oracle of the other tests (float64, from the papers): all types of variables
+and gradients; random and special numbers; odd, unaligned, tiny and huge arrays; one variable and thousands;
+sparse gradients with repeated indices. Every array lies between two stretches of poison, which no kernel may
+write; scratch memory is poison at first; every step runs twice and must be bit-exact; gradients must not
+change.
 """
 
 import argparse
@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import oracle
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu", "gpu_scalars.cu")]
-ON_CPU = ROOT / "tests" / "cuda_on_cpu"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+import oracle  # noqa: E402
+
+SOURCES = [ROOT / "custom_ops" / name for name in ("gpu_dense.cu", "gpu_sparse.cu", "gpu_coefficients.cu")]
+ON_CPU = Path(__file__).parent / "cuda_on_cpu"
 POISON = 0xFF  # NaN in every type
 
 # -- the library -----------------------------------------------------------------------------------------
@@ -39,7 +41,7 @@ def nvcc():
 
 
 def build(folder, on_cpu=False, flags=()):
-    """The kernels as a library of their own."""
+    """The kernels as a library without TensorFlow."""
     library = Path(folder, "kernels.so")
     if on_cpu:
         command = ["c++", "-std=c++17", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread"]
@@ -60,19 +62,19 @@ def build(folder, on_cpu=False, flags=()):
 
 
 class VariableState(ctypes.Structure):
-    """tfav::Parameter of parameter.h."""
+    """tfav::VariableState of variable_state.h."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("w", "m", "v", "v_max", "master", "g")]
     _fields_ += [
         ("size", ctypes.c_int64),
         ("weight_decay", ctypes.c_bool),
         ("layer_adaptation", ctypes.c_bool),
-        ("stream", ctypes.c_uint32),
+        ("rng_stream", ctypes.c_uint32),
     ]
 
 
-class Kind(ctypes.Structure):
-    """tfav::Kind of parameter.h."""
+class KernelConfig(ctypes.Structure):
+    """tfav::KernelConfig of variable_state.h."""
 
     _fields_ = [(name, ctypes.c_int) for name in ("variable", "gradient", "rounding")]
     _fields_ += [(name, ctypes.c_bool) for name in ("squared_gradient", "amsgrad", "trust_ratio")]
@@ -81,13 +83,13 @@ class Kind(ctypes.Structure):
 class Launch(ctypes.Structure):
     """tfav::GpuLaunch of gpu.h."""
 
-    _fields_ = [("kind", Kind), ("step_on_host", ctypes.c_bool)]
-    _fields_ += [("step", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
+    _fields_ = [("config", KernelConfig), ("coefficients_on_host", ctypes.c_bool)]
+    _fields_ += [("coefficients", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
     _fields_ += [("scratch_bytes", ctypes.c_int64), ("stream", ctypes.c_void_p)]
 
 
 class StepInputs(ctypes.Structure):
-    """tfav::StepInputs of step_scalars.h."""
+    """tfav::StepInputs of coefficients.h."""
 
     _fields_ = [
         (name, ctypes.c_void_p)
@@ -96,32 +98,32 @@ class StepInputs(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of gpu.h. Those that launch raise where CUDA returns an error."""
+    """The functions of gpu.h. Those that launch kernels raise where CUDA returns an error."""
 
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
         wide, pointer = ctypes.c_int64, ctypes.c_void_p
-        launch, parameters = ctypes.POINTER(Launch), ctypes.POINTER(VariableState)
+        launch, states = ctypes.POINTER(Launch), ctypes.POINTER(VariableState)
         self.library.tfav_gpu_error.restype = ctypes.c_char_p
         for name, arguments in {
-            "dense": (parameters, wide, launch),
-            "sparse": (parameters, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
-            "squared_norm": (parameters, wide, pointer, launch),
-            "scalars": (ctypes.POINTER(ctypes.c_double), ctypes.POINTER(StepInputs), pointer, pointer),
+            "dense": (states, wide, launch),
+            "sparse": (states, wide, pointer, wide, ctypes.c_int, ctypes.c_int, launch),
+            "squared_norm": (states, wide, pointer, launch),
+            "coefficients": (ctypes.POINTER(ctypes.c_double), ctypes.POINTER(StepInputs), pointer, pointer),
             "copy": (pointer, pointer, wide, pointer),
             "ready": (ctypes.c_int,),
         }.items():
-            setattr(self, name, self._checked(name, arguments))
+            setattr(self, name, self._raise_errors(name, arguments))
         for name, arguments in {
-            "dense_scratch": (parameters, wide, launch),
-            "sparse_scratch": (parameters, wide, wide, ctypes.c_int),
-            "squared_norm_scratch": (parameters, wide),
+            "dense_scratch": (states, wide, launch),
+            "sparse_scratch": (states, wide, wide, ctypes.c_int),
+            "squared_norm_scratch": (states, wide),
         }.items():
             function = getattr(self.library, f"tfav_gpu_{name}")
             function.argtypes, function.restype = arguments, wide
             setattr(self, name, function)
 
-    def _checked(self, name, arguments):
+    def _raise_errors(self, name, arguments):
         function = getattr(self.library, f"tfav_gpu_{name}")
         function.argtypes = arguments
 
@@ -203,8 +205,8 @@ class WithCupy:
 
 
 class Cuts(NamedTuple):
-    """As in the .cu files: elements of a chunk, variables of a launch, chunks of which norms are summed in
-    groups, sorted ids of a window.
+    """As in the .cu files: elements per chunk, variables per launch, the number of chunks from which norms
+    are summed in groups, sorted indices per window.
     """
 
     chunk: int
@@ -217,11 +219,11 @@ CUTS_ON_GPU, CUTS_ON_CPU = Cuts(4096, 448, 4096, 128), Cuts(512, 60, 128, 4)
 
 
 class CannotRunError(Exception):
-    """Says what is missing."""
+    """The message says what is missing."""
 
 
 def on_gpu():
-    """What gives the first GPU's memory, which is not touched yet."""
+    """The class that allocates memory of the first GPU. Nothing is allocated yet."""
     try:
         import torch
     except ImportError:
@@ -240,26 +242,26 @@ def on_gpu():
 
 
 def check_that_they_can_run(library=None):
-    """What gives the first GPU's memory; an error where there is no GPU, or no nvcc and no library either."""
+    """The class that allocates memory of the first GPU. Raises without a GPU, or without nvcc and library."""
     memory = on_gpu()
     if not (library or nvcc()):
         raise CannotRunError("there is no nvcc on the PATH or in /usr/local/cuda/bin")
     return memory
 
 
-class Type(NamedTuple):
-    """A type of elements: how NumPy stores it (bfloat16 by its bits), and half its distance at 1."""
+class DType(NamedTuple):
+    """A type of elements: its NumPy type (for bfloat16 that of its bits), and half its spacing at 1."""
 
     number: int
     storage: type
     rounding: float
 
     @property
-    def state(self):
+    def slot(self):
         return DOUBLE if self is DOUBLE else FLOAT
 
-    def stored(self, values):
-        """The bits of the nearest numbers of this type."""
+    def round(self, values):
+        """The nearest numbers of this type, as NumPy stores them."""
         if self is not BFLOAT16:
             with np.errstate(over="ignore"):
                 return np.asarray(values, self.storage)
@@ -267,15 +269,14 @@ class Type(NamedTuple):
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
-    def widened(self, stored):
-        """In float64."""
+    def to_float64(self, stored):
         if self is BFLOAT16:
             return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         return stored.astype(np.float64)
 
 
-HALF, BFLOAT16 = Type(0, np.float16, 2.0**-11), Type(1, np.uint16, 2.0**-8)
-FLOAT, DOUBLE = Type(2, np.float32, 2.0**-24), Type(3, np.float64, 2.0**-53)
+HALF, BFLOAT16 = DType(0, np.float16, 2.0**-11), DType(1, np.uint16, 2.0**-8)
+FLOAT, DOUBLE = DType(2, np.float32, 2.0**-24), DType(3, np.float64, 2.0**-53)
 NAMES = {HALF: "float16", BFLOAT16: "bfloat16", FLOAT: "float32", DOUBLE: "float64"}
 ROUNDINGS = NEAREST, STOCHASTIC, MASTER = range(3)  # tfav::Rounding
 PAIRS = [
@@ -294,7 +295,7 @@ class Array:
     MARGIN = 64
 
     def __init__(self, memory, elements, shift=0):
-        """shift: how many elements from an address that is a multiple of 16."""
+        """shift: the distance from an address that is a multiple of 16, in elements."""
         self.memory, self.elements = memory, elements
         self.begin = self.MARGIN + int(shift) * elements.itemsize
         self.buffer = memory.allocate(self.begin + elements.nbytes + self.MARGIN)
@@ -319,7 +320,7 @@ class Array:
 # -- what is checked -------------------------------------------------------------------------------------
 
 DEFAULTS = {"beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-6}
-ROUNDING_KEY = 0xFEDCBA98
+RNG_KEY = 0xFEDCBA98
 
 
 class Case(NamedTuple):
@@ -345,8 +346,8 @@ class Case(NamedTuple):
     def squared_gradient(self):
         return self.terms.get("nu_2", 1.0) != 1
 
-    def step(self, t, rate, decay, scale):
-        """The scalars of step t: struct Step of adam_math.h, in its order."""
+    def coefficients(self, t, rate, decay, scale):
+        """The coefficients of step t: struct Coefficients of adam_math.h, in its order."""
         b1, b2, epsilon = (self.all_terms[name] for name in DEFAULTS)
         nu_1, nu_2 = self.terms.get("nu_1", 1.0), self.terms.get("nu_2", 1.0)
         corrected = self.terms.get("bias_correction", True)
@@ -357,14 +358,14 @@ class Case(NamedTuple):
             direction = [k * factor * nu_1 / c1, k * factor * (1 - nu_1), 1.0, 0.0, k * epsilon]
         else:
             direction = [factor * nu_1 / c1, factor * (1 - nu_1), nu_2 / c2, 1 - nu_2, epsilon]
-        beta_3 = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
+        m_weight = 1 - b1 if self.terms.get("grad_averaging", True) else 1.0
         low, high = self.terms.get("trust_ratio_min"), self.terms.get("trust_ratio_max")
         bounds = [0.0 if low is None else low, math.inf if high is None else high]
-        first = [scale, 1.0, 1 - b1, beta_3, 1.0, 1 - b2, 1 - b2]
-        return np.array([*first, *direction, decay, rate, *bounds, ROUNDING_KEY])
+        first = [scale, 1.0, 1 - b1, m_weight, 1.0, 1 - b2, 1 - b2]
+        return np.array([*first, *direction, decay, rate, *bounds, RNG_KEY])
 
-    def kind(self, variable):
-        return Kind(
+    def config(self, variable):
+        return KernelConfig(
             variable.type.number, variable.gradient.number, variable.rounding,
             self.squared_gradient, self.amsgrad, self.lamb,
         )  # fmt: skip
@@ -390,9 +391,9 @@ class Variable:
 
     def __init__(
         self, rng, type_, gradient, size, weight_decay=True, layer_adaptation=True, draw=None,
-        rounding=NEAREST, stream=0,
+        rounding=NEAREST, rng_stream=0,
     ):  # fmt: skip
-        self.rounding, self.stream = rounding, stream
+        self.rounding, self.rng_stream = rounding, rng_stream
         draw = draw or (lambda: rng.normal(size=size))
         self.type, self.gradient, self.weight_decay, self.layer_adaptation = (
             type_,
@@ -400,16 +401,16 @@ class Variable:
             weight_decay,
             layer_adaptation,
         )
-        state = type_.state
-        self.w = type_.stored(draw())
-        self.m = state.stored(0.1 * draw())
-        self.v = state.stored(0.01 + np.abs(draw()))
-        self.v_max = state.stored(state.widened(self.v) * 1.01)
-        self.g = gradient.stored(draw())
+        slot = type_.slot
+        self.w = type_.round(draw())
+        self.m = slot.round(0.1 * draw())
+        self.v = slot.round(0.01 + np.abs(draw()))
+        self.v_max = slot.round(slot.to_float64(self.v) * 1.01)
+        self.g = gradient.round(draw())
         # Most weights are their master's rounding; some were assigned.
-        near = type_.widened(self.w) * (1 + 0.4 * type_.rounding * rng.uniform(-1, 1, self.w.shape))
+        near = type_.to_float64(self.w) * (1 + 0.4 * type_.rounding * rng.uniform(-1, 1, self.w.shape))
         assigned = rng.uniform(size=self.w.shape) < 0.2
-        self.master = state.stored(np.where(assigned, rng.normal(size=self.w.shape), near))
+        self.master = slot.round(np.where(assigned, rng.normal(size=self.w.shape), near))
 
     def arrays(self, memory, amsgrad, shifts=ALIGNED):
         absent = {"v_max": not amsgrad, "master": self.rounding != MASTER}
@@ -418,35 +419,36 @@ class Variable:
             for name, shift in zip(ARRAYS, shifts, strict=True)
         ]
 
-    def parameter(self, arrays):
+    def state(self, arrays):
         addresses = [None if array is None else array.address for array in arrays]
-        return VariableState(*addresses, self.w.size, self.weight_decay, self.layer_adaptation, self.stream)
+        return VariableState(
+            *addresses, self.w.size, self.weight_decay, self.layer_adaptation, self.rng_stream
+        )
 
     def weights(self):
-        """What the step begins with."""
-        w = self.type.widened(self.w)
+        """The weights before the step."""
+        w = self.type.to_float64(self.w)
         if self.rounding != MASTER:
             return w
-        rounded = self.type.widened(self.type.stored(self.master))
-        return np.where(rounded == w, self.type.state.widened(self.master), w)
+        rounded = self.type.to_float64(self.type.round(self.master))
+        return np.where(rounded == w, self.type.slot.to_float64(self.master), w)
 
     def expected(self, case, t, rate, decay, scale, g=None):
-        """What the oracle makes of w, m, v and the largest v, and by how much rounding may change each."""
-        # What the kernels cannot know is lost before: gradients are scaled in the type of the arithmetic.
-        state = self.type.state
-        ulp = 2 * state.rounding
-        w, m, v = self.weights(), state.widened(self.m), state.widened(self.v)
-        g = scale * (self.gradient.widened(self.g) if g is None else g)
+        """The oracle's w, m, v and largest v after the step, each with a tolerance for rounding."""
+        slot = self.type.slot
+        ulp = 2 * slot.rounding
+        w, m, v = self.weights(), slot.to_float64(self.m), slot.to_float64(self.v)
+        g = scale * (self.gradient.to_float64(self.g) if g is None else g)
         terms = dict(case.all_terms)
         decay = decay if self.weight_decay else 0.0
         weighed = decay if case.lamb else decay * rate
         if case.lamb:
             terms["adapted"] = self.layer_adaptation
-        slots = {"m": m, "v": v} | ({"vhat": state.widened(self.v_max)} if case.amsgrad else {})
+        slots = {"m": m, "v": v} | ({"vhat": slot.to_float64(self.v_max)} if case.amsgrad else {})
         with np.errstate(all="ignore"):
             want = case.rule(w, g, t, slots, rate, weighed, **terms)
-            # The same where nothing cancels: what rounding is relative to.
-            sizes = {"m": np.abs(m), "v": v} | ({"vhat": state.widened(self.v_max)} if case.amsgrad else {})
+            # The same without cancellation: rounding errors are relative to these.
+            sizes = {"m": np.abs(m), "v": v} | ({"vhat": slot.to_float64(self.v_max)} if case.amsgrad else {})
             if case.lamb:
                 terms["adapted"] = False
                 moved = case.rule(w, g, t, {"m": m, "v": v}, rate, weighed, **terms) - w
@@ -455,7 +457,7 @@ class Variable:
                 most = taken * (np.abs(case.rule(0 * w, np.abs(g), t, sizes, rate, 0.0, **terms)) + u)
             else:
                 most = np.abs(case.rule(0 * w, np.abs(g), t, sizes, rate, 0.0, **terms)) + weighed * np.abs(w)
-        ulps = 8 + (math.sqrt(w.size) if case.lamb and state is DOUBLE else 0)
+        ulps = 8 + (math.sqrt(w.size) if case.lamb and slot is DOUBLE else 0)
         smallest = 6e-8 if self.type is HALF else 1e-37
         largest = np.maximum(np.abs(w), np.abs(want))
         room = ulps * ulp * most + ulp * largest
@@ -471,7 +473,7 @@ class Variable:
 
 
 class Checks:
-    """All checks of one library with one device's memory."""
+    """All checks of one library with the memory of one device."""
 
     def __init__(self, kernels, memory, quick=False):
         self.kernels, self.memory, self.quick = kernels, memory, quick
@@ -479,58 +481,60 @@ class Checks:
         self.cuts = CUTS_ON_CPU if self.on_cpu else CUTS_ON_GPU
         self.rng = np.random.default_rng(1)
 
-    # A step of `variables`: their arrays after it.
-    def step(self, case, variables, step, shifts=None, on_host=False, poison=POISON, ids=None, **rows):
+    # Runs a step of `variables` and returns their arrays after it.
+    def step(
+        self, case, variables, coefficients, shifts=None, on_host=False, poison=POISON, indices=None, **rows
+    ):
         arrays = [
             x.arrays(self.memory, case.amsgrad, shifts[i] if shifts else ALIGNED)
             for i, x in enumerate(variables)
         ]
-        parameters = (Parameter * len(variables))(
-            *(x.parameter(a) for x, a in zip(variables, arrays, strict=True))
+        states = (VariableState * len(variables))(
+            *(x.state(a) for x, a in zip(variables, arrays, strict=True))
         )
-        scalars = Array(OnCpu() if on_host else self.memory, step)
-        launch = Launch(case.kind(variables[0]), on_host, scalars.address, None, 0, self.memory.stream)
-        if ids is None:
-            needed = self.kernels.dense_scratch(parameters, len(variables), launch)
+        given = Array(OnCpu() if on_host else self.memory, coefficients)
+        launch = Launch(case.config(variables[0]), on_host, given.address, None, 0, self.memory.stream)
+        if indices is None:
+            needed = self.kernels.dense_scratch(states, len(variables), launch)
         else:
             values = Array(self.memory, rows["values"], rows.get("shift", 0))
-            named = Array(self.memory, ids)
-            parameters[0].g = values.address
-            needed = self.kernels.sparse_scratch(parameters, rows["rows"], ids.size, rows["exact"])
+            index_array = Array(self.memory, indices)
+            states[0].g = values.address
+            needed = self.kernels.sparse_scratch(states, rows["rows"], indices.size, rows["exact"])
         scratch = Array(self.memory, np.full(needed, poison, np.uint8))
         launch.scratch, launch.scratch_bytes = scratch.address, needed
-        if ids is None:
-            self.kernels.dense(parameters, len(variables), launch)
+        if indices is None:
+            self.kernels.dense(states, len(variables), launch)
         else:
-            wide = ids.dtype == np.int64
+            wide = indices.dtype == np.int64
             self.kernels.sparse(
-                parameters, rows["rows"], named.address, ids.size, wide, rows["exact"], launch
+                states, rows["rows"], index_array.address, indices.size, wide, rows["exact"], launch
             )
             assert (values.read() == rows["values"]).all(), "a gradient was written"
-            assert (named.read() == ids).all(), "ids were written"
-        scratch.read()  # its margins
+            assert (index_array.read() == indices).all(), "the indices were written"
+        scratch.read()  # checks its margins
         after = [[None if a is None else a.read() for a in own] for own in arrays]
         for x, own in zip(variables, after, strict=True):
             assert own[-1].tobytes() == x.g.tobytes(), "a gradient was written"
         return after
 
-    def twice(self, case, variables, step, **options):
-        first = self.step(case, variables, step, **options)
-        again = self.step(case, variables, step, **options, poison=0x5A)
+    def step_twice(self, case, variables, coefficients, **options):
+        first = self.step(case, variables, coefficients, **options)
+        again = self.step(case, variables, coefficients, **options, poison=0x5A)
         for a, b in zip(first, again, strict=True):
             for x, y in zip(a, b, strict=True):
                 assert x is None or x.tobytes() == y.tobytes(), "other bits the second time"
         return first
 
     def compare(self, case, variable, after, expected, where=slice(None)):
-        state = variable.type.state
+        slot = variable.type.slot
         for name, stored in zip(ARRAYS[:-1], after, strict=False):
             if stored is None:
                 continue
-            type_ = variable.type if name == "w" else state
-            have = type_.widened(stored)[where]
+            type_ = variable.type if name == "w" else slot
+            have = type_.to_float64(stored)[where]
             want, room = (values[where] for values in expected[name])
-            if type_ is HALF:  # what is too large for it is inf
+            if type_ is HALF:  # larger numbers are inf
                 have, want = np.clip(have, -65504, 65504), np.clip(want, -65504, 65504)
             wrong = ~(np.abs(have - want) <= room)
             if wrong.any():
@@ -541,8 +545,8 @@ class Checks:
                     f"({wrong.sum()} such)"
                 )
 
-    def scalars(self):
-        """Of early and late steps, with what may be left out and without."""
+    def coefficients(self):
+        """Early and late steps, with and without the optional inputs."""
         seed = 0xFEDCBA98
         for case, t, given in itertools.product(CASES, (1, 2, 1000, 10**7), (False, True)):
             rate, scale, peak = (0.125, 0.3, 0.5) if given else (np.float32(0.1), 1.0, 0.0)
@@ -551,24 +555,24 @@ class Checks:
                 numbers |= {"gradient_scale": scale, "rounding_seed": np.uint32(seed)}
             arrays = {name: Array(self.memory, np.array([x])) for name, x in numbers.items()}
             inputs = StepInputs(**{name: array.address for name, array in arrays.items()})
-            constants = case.step(math.inf, 1.0, 0.25, 1.0)  # late, when the bias corrections are 1
-            constants[-1] = 0.0
+            static = case.coefficients(math.inf, 1.0, 0.25, 1.0)  # late, when the bias corrections are 1
+            static[-1] = 0.0
             logs = [math.log(case.all_terms[name]) for name in ("beta_1", "beta_2")]
             if not case.terms.get("bias_correction", True):
                 logs = [-math.inf] * 2
-            constants = np.array([*constants, *logs, peak, case.lamb])
-            step = Array(self.memory, np.full(17, np.nan))
-            address = constants.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
-            self.kernels.scalars(address, inputs, step.address, self.memory.stream)
-            want = case.step(t, float(rate), 0.25 * float(rate) / peak if peak else 0.25, scale)
+            static = np.array([*static, *logs, peak, case.lamb])
+            result = Array(self.memory, np.full(17, np.nan))
+            address = static.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+            self.kernels.coefficients(address, inputs, result.address, self.memory.stream)
+            want = case.coefficients(t, float(rate), 0.25 * float(rate) / peak if peak else 0.25, scale)
             want[-1] = oracle.rounding_key(seed, t - 1) if given else 0.0
-            # Its 1 - beta^t cancels, where beta is 0.99 to two digits.
-            np.testing.assert_allclose(step.read(), want, rtol=1e-13)
+            # In `want`, 1 - beta^t cancels: two digits for a beta of 0.99.
+            np.testing.assert_allclose(result.read(), want, rtol=1e-13)
             for name, array in arrays.items():
                 assert array.read() == numbers[name], "an input was written"
 
     def dense(self):
-        """Sizes around those of packs, chunks and batches, aligned and not, decayed or adapted or neither."""
+        """Sizes around those of packs, chunks, batches; aligned or not, with decay and adaptation or not."""
         sizes = [0, 1, 3, 4, 8, 17, 511, 512, 513, 1025] + ([] if self.quick else [4095, 4096, 4097, 20011])
         for case, (type_, gradient), rounding in itertools.product(CASES, PAIRS, ROUNDINGS):
             if rounding != NEAREST and type_ not in (HALF, BFLOAT16):
@@ -582,7 +586,7 @@ class Checks:
                     i % 2 == 0,
                     i % 3 != 0,
                     rounding=rounding,
-                    stream=3 * i + 1,
+                    rng_stream=3 * i + 1,
                 )
                 for i, size in enumerate(sizes)
             ]
@@ -592,7 +596,7 @@ class Checks:
 
     def dense_step(self, case, variables, t, rate, decay, scale, **options):
         weighed = decay if case.lamb else decay * rate
-        after = self.twice(case, variables, case.step(t, rate, weighed, scale), **options)
+        after = self.step_twice(case, variables, case.coefficients(t, rate, weighed, scale), **options)
         for x, own in zip(variables, after, strict=True):
             if x.w.size:
                 expected = x.expected(case, t, rate, decay, scale)
@@ -602,25 +606,25 @@ class Checks:
                 assert own[0].size == 0
 
     def check_rounding(self, case, x, after, expected, elements):
-        """Of half types: to the bit, but where the last bit of float32 decides."""
+        """Half precision: bit-exact, except where the last bit of float32 decides."""
         w, master = after[0], after[4]
         if x.rounding == MASTER:
-            assert w.tobytes() == x.type.stored(master).tobytes(), "not the master weight's rounding"
+            assert w.tobytes() == x.type.round(master).tobytes(), "not the master weight's rounding"
         if x.rounding == STOCHASTIC:
             want, room = expected["master"]  # before it is rounded
             low, high = (
                 oracle.rounded_at_random(
-                    np.float32(value), NAMES[x.type], ROUNDING_KEY, x.stream, elements.reshape(want.shape)
+                    np.float32(value), NAMES[x.type], RNG_KEY, x.rng_stream, elements.reshape(want.shape)
                 )
                 for value in (want - room, want + room)
             )
             sure = low == high
-            wrong = sure & (x.type.widened(w) != low)
+            wrong = sure & (x.type.to_float64(w) != low)
             assert not wrong.any(), (case.name, NAMES[x.type], np.flatnonzero(wrong)[:5])
             assert sure.mean() > 0.9 or x.w.size < 100 or case.lamb, sure.mean()
 
     def many_variables(self):
-        """More than a launch takes, of all sizes, each with its own way."""
+        """More variables than one launch updates, of all sizes, with decay and adaptation or not."""
         count = 140 if self.quick else 2500
         for case in CASES:
             variables = [
@@ -628,122 +632,123 @@ class Checks:
                 for i in range(count)
             ]
             self.dense_step(case, variables, 1, 0.125, 0.25, 1.0)
-        self.step(CASES[0], [Variable(self.rng, FLOAT, FLOAT, 0)], CASES[0].step(1, 0.1, 0.0, 1.0))
+        self.step(CASES[0], [Variable(self.rng, FLOAT, FLOAT, 0)], CASES[0].coefficients(1, 0.1, 0.0, 1.0))
 
     def magnitudes(self):
-        """Gradients from 1e-18 to 1e18, and weights that have little to do with them."""
+        """Gradients from 1e-18 to 1e18, and weights of unrelated magnitude."""
         for case, type_ in itertools.product(CASES, (FLOAT, BFLOAT16, DOUBLE)):
             draw = lambda: self.rng.normal(size=3000) * 10.0 ** self.rng.uniform(-18, 18, 3000)  # noqa: E731
-            x = Variable(self.rng, type_, type_.state, 3000, draw=draw)
+            x = Variable(self.rng, type_, type_.slot, 3000, draw=draw)
             x.m, x.v = x.m * 0, x.v * 0
             x.v_max = x.v
-            step = case.step(1, 0.125, 0.0, 1.0)
-            after = self.twice(case, [x], step)
+            after = self.step_twice(case, [x], case.coefficients(1, 0.125, 0.0, 1.0))
             self.compare(case, x, after[0], x.expected(case, 1, 0.125, 0.0, 1.0))
 
     def special_values(self):
-        """Zeros, denormals, inf and NaN: what IEEE's float32 arithmetic makes of them, element by element."""
+        """Zeros, denormals, inf and NaN: the result of IEEE 754 arithmetic, element by element."""
         specials = [0.0, -0.0, 1e-40, 6e-8, 3e4, 1e30, np.inf, -np.inf, np.nan, 1.0, -2.0]
         pairs = np.array(list(itertools.product(specials, specials)))
         for case, type_ in itertools.product(CASES[:4], (HALF, BFLOAT16, FLOAT, DOUBLE)):
             x = Variable(self.rng, type_, type_, len(pairs), weight_decay=False)
             with np.errstate(all="ignore"):
-                x.w, x.g = type_.stored(pairs[:, 0]), type_.stored(pairs[:, 1])
-                s = case.step(2, 0.125, 0.0, 1.0).astype(type_.state.storage)
-                forgotten, beta_3, one_minus_beta_2 = s[2], s[3], s[6]
-                momentum, gradient, velocity, square, epsilon = s[7:12]
-                widened = lambda stored, t=type_: t.widened(stored).astype(t.state.storage)  # noqa: E731
-                w, g, m, v = widened(x.w), widened(x.g), x.m, x.v
-                m = m + (beta_3 * g - forgotten * m)
-                v = v + one_minus_beta_2 * (g * g - v)
+                x.w, x.g = type_.round(pairs[:, 0]), type_.round(pairs[:, 1])
+                s = case.coefficients(2, 0.125, 0.0, 1.0).astype(type_.slot.storage)
+                m_decay, m_weight, v_weight = s[2], s[3], s[6]
+                c_m, c_g, c_v, c_g2, epsilon = s[7:12]
+                read = lambda stored, t=type_: t.to_float64(stored).astype(t.slot.storage)  # noqa: E731
+                w, g, m, v = read(x.w), read(x.g), x.m, x.v
+                m = m + (m_weight * g - m_decay * m)
+                v = v + v_weight * (g * g - v)
                 largest = np.where(x.v_max >= v, x.v_max, v) if case.amsgrad else v
-                squared = velocity * largest + square * (g * g) if case.squared_gradient else largest
-                want = w - (momentum * m + gradient * g) / (np.sqrt(squared) + epsilon)
-                want = type_.widened(type_.stored(want))
-            have = self.twice(case, [x], case.step(2, 0.125, 0.0, 1.0))[0]
+                squared = c_v * largest + c_g2 * (g * g) if case.squared_gradient else largest
+                want = w - (c_m * m + c_g * g) / (np.sqrt(squared) + epsilon)
+                want = type_.to_float64(type_.round(want))
+            have = self.step_twice(case, [x], case.coefficients(2, 0.125, 0.0, 1.0))[0]
             np.testing.assert_allclose(
-                type_.widened(have[0]),
+                type_.to_float64(have[0]),
                 want,
                 rtol=4 * type_.rounding + 4e-6,
                 atol=6e-8 if type_ is HALF else 1e-30,
             )
-        for bad in (np.nan, np.inf):  # LAMB: in the norm, for all
+        for bad in (np.nan, np.inf):  # LAMB: the norm spreads it to all elements
             x = Variable(self.rng, FLOAT, FLOAT, 1500)
             x.g[700] = bad
-            have = self.twice(CASES[4], [x], CASES[4].step(2, 0.125, 0.1, 1.0))[0]
+            have = self.step_twice(CASES[4], [x], CASES[4].coefficients(2, 0.125, 0.1, 1.0))[0]
             assert np.isnan(have[0][700])
 
     def sparse(self):
-        """Ids that repeat, are absent, wrong, out of order; lazy and exact."""
+        """Indices that repeat, none, out of range, out of order; lazy and exact."""
         pairs = [(*pair, NEAREST) for pair in (PAIRS[:1] if self.quick else PAIRS)]
         pairs += [(HALF, HALF, STOCHASTIC), (BFLOAT16, FLOAT, MASTER)]
         for case, (type_, gradient, rounding) in itertools.product(CASES, pairs):
             widths = (
                 (1, 3, 64, 300) if self.quick else (1, 3, 64, 300, 5000, 5001)
-            )  # of several spans the last
+            )  # the last two: several spans
             for width, exact in itertools.product(widths, (False, True)):
                 count = 211 if width < 300 else 23 if width == 300 else 11
-                x = Variable(self.rng, type_, gradient, (count, width), rounding=rounding, stream=5)
+                x = Variable(self.rng, type_, gradient, (count, width), rounding=rounding, rng_stream=5)
                 x.g = x.g[:0]
-                for kind, ids in enumerate(
+                for pattern, indices in enumerate(
                     (
                         self.rng.integers(0, count // 2, 2 * count),
                         np.array([count, 0, -1, 7, 7 - 256, 7, 2**40, 7 + 2**40, 7, count + 3], np.int64),
                         np.zeros(0, np.int64),
                         np.full(9, count - 1),
                         np.arange(count)[::-1],
-                        # One that is named so often that it is summed by parts.
+                        # One that repeats so often that it is summed in parts.
                         self.rng.permutation(
                             np.append(np.full(5 * self.cuts.window + 2, 7), np.arange(count))
                         ),
                     )
                 ):
-                    ids = np.ascontiguousarray(ids, np.int64 if kind % 2 == 1 else np.int32)
-                    values = gradient.stored(self.rng.normal(size=(ids.size, width)))
-                    self.sparse_step(case, x, ids, values.reshape(ids.size, width), exact)
+                    indices = np.ascontiguousarray(indices, np.int64 if pattern % 2 == 1 else np.int32)
+                    values = gradient.round(self.rng.normal(size=(indices.size, width)))
+                    self.sparse_step(case, x, indices, values.reshape(indices.size, width), exact)
 
     def wide_rows(self):
-        """Few rows of many spans, in packs and not: by the width, the gradient's address, a variable's."""
+        """Few rows of many spans, in packs or not: by the width, by the address of gradient or variable."""
         few, wide = (3, 9 * 64) if self.quick else (8, 100 * 2048)
         pairs = [(FLOAT, FLOAT, NEAREST), (DOUBLE, DOUBLE, NEAREST), (BFLOAT16, FLOAT, MASTER)]
         for case, (type_, gradient, rounding) in itertools.product([CASES[i] for i in (0, 1, 3, 4)], pairs):
             for width, exact in itertools.product((wide, wide + 2, wide - 7), (False, True)):
-                x = Variable(self.rng, type_, gradient, (few, width), rounding=rounding, stream=5)
+                x = Variable(self.rng, type_, gradient, (few, width), rounding=rounding, rng_stream=5)
                 x.g = x.g[:0]
-                ids = np.array([few - 1, 0, few - 1, few])
-                values = gradient.stored(self.rng.normal(size=(ids.size, width)))
+                indices = np.array([few - 1, 0, few - 1, few])
+                values = gradient.round(self.rng.normal(size=(indices.size, width)))
                 for shifts in {"shift": 0}, {"shift": 1}, {"shift": 0, "shifts": [(0, 0, 1, 0, 0, 0)]}:
-                    self.sparse_step(case, x, ids, values, exact, **shifts)
+                    self.sparse_step(case, x, indices, values, exact, **shifts)
 
     def hot_id(self):
-        """One id that is named more often than all others: alone, among others, and one that no row has."""
+        """One index that repeats more often than all others: alone, among others, and out of range."""
         count, wide = (103, 64 + 8) if self.quick else (100_003, 64)
         for case, (type_, gradient) in itertools.product((CASES[0], CASES[4]), PAIRS):
             for width, exact in itertools.product((3, wide), (False, True)):
                 x = Variable(self.rng, type_, gradient, (7, width))
                 x.g = x.g[:0]
                 mixed = np.where(self.rng.uniform(size=count) < 0.9, 2, self.rng.integers(0, 7, count))
-                for ids in np.full(count, 3), mixed, np.where(mixed == 2, 7, mixed):
-                    values = gradient.stored(self.rng.integers(-8, 9, (count, width)) / 8)  # exact sums
-                    self.sparse_step(case, x, ids, values, exact, shift=0)
+                for indices in np.full(count, 3), mixed, np.where(mixed == 2, 7, mixed):
+                    values = gradient.round(self.rng.integers(-8, 9, (count, width)) / 8)  # exact sums
+                    self.sparse_step(case, x, indices, values, exact, shift=0)
 
-    def sparse_step(self, case, x, ids, values, exact, **shifts):
+    def sparse_step(self, case, x, indices, values, exact, **shifts):
         rows, width = x.w.shape
-        valid = (ids >= 0) & (ids < rows)
+        valid = (indices >= 0) & (indices < rows)
         g = np.zeros((rows, width))
-        np.add.at(g, ids[valid], x.gradient.widened(values)[valid])
-        summed = self.summed(ids, x.gradient.widened(values).astype(x.type.state.storage), rows)
+        np.add.at(g, indices[valid], x.gradient.to_float64(values)[valid])
+        summed = self.sum_rows(indices, x.gradient.to_float64(values).astype(x.type.slot.storage), rows)
         assert np.allclose(summed, g, atol=1e-4)
         shifts = shifts or {"shift": self.rng.integers(0, 3)}
-        step = case.step(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
-        after = self.twice(case, [x], step, ids=ids, values=values, rows=rows, exact=exact, **shifts)[0]
-        named = np.unique(ids[valid])
+        c = case.coefficients(2, 0.125, 0.25 if case.lamb else 0.25 * 0.125, 1.0)
+        after = self.step_twice(
+            case, [x], c, indices=indices, values=values, rows=rows, exact=exact, **shifts
+        )[0]
+        named = np.unique(indices[valid])
         whole, touched = x, np.ones(rows, bool)
         if not exact:
             touched = np.isin(np.arange(rows), named)
             for have, before in zip(after[:3], (x.w, x.m, x.v), strict=True):
-                assert have[~touched].tobytes() == before[~touched].tobytes(), "a row that is not named"
-            whole = Variable(self.rng, x.type, x.gradient, 0, rounding=x.rounding, stream=x.stream)
+                assert have[~touched].tobytes() == before[~touched].tobytes(), "a row without an index"
+            whole = Variable(self.rng, x.type, x.gradient, 0, rounding=x.rounding, rng_stream=x.rng_stream)
             for name in ARRAYS[:-1]:
                 setattr(whole, name, getattr(x, name)[named])
             summed = summed[named]
@@ -754,9 +759,9 @@ class Checks:
             elements = np.arange(x.w.size).reshape(x.w.shape)[touched]
             self.check_rounding(case, whole, after, expected, elements)
 
-    def summed(self, ids, values, rows):
-        """The values of each row, added up in their type and order, but each window of sorted ids before."""
-        keys = np.where((ids >= 0) & (ids < rows), ids, rows)
+    def sum_rows(self, indices, values, rows):
+        """Sum the values of each row in their type and order, each window of sorted indices first."""
+        keys = np.where((indices >= 0) & (indices < rows), indices, rows)
         order = np.argsort(keys, kind="stable")
         keys, values = keys[order], values[order]
         of_windows = np.zeros((len(keys) // self.cuts.window, *values.shape[1:]), values.dtype)
@@ -778,7 +783,7 @@ class Checks:
         return sums
 
     def many_chunks(self):
-        """So many that their norms are summed in groups, of which a variable may have parts."""
+        """So many chunks that their norms are summed in groups, which may span variables."""
         many = self.cuts.many_chunks * self.cuts.chunk
         for sizes in ([many + 3], [5 * self.cuts.chunk, many // 2 + 7, 3, many // 2 + 5]):
             variables = [Variable(self.rng, FLOAT, FLOAT, size, i % 2 == 0) for i, size in enumerate(sizes)]
@@ -786,7 +791,7 @@ class Checks:
             self.norm_of(FLOAT, sizes)
 
     def an_old_driver(self):
-        """Before CUDA 12.1 it takes kernels with few parameters alone: smaller batches."""
+        """Before CUDA 12.1 the driver accepts only kernels with few parameters: smaller batches."""
         if not self.on_cpu:
             return
         driver = ctypes.c_int.in_dll(self.kernels.library, "cuda_on_cpu_driver")
@@ -798,17 +803,17 @@ class Checks:
             driver.value = newest
 
     def ready(self):
-        """The device that is asked for is asked, and the current one stays what it is."""
+        """`ready` checks the given device, and the current device does not change."""
         self.kernels.ready(0)
         if not self.on_cpu:
             return
         for device, message in (1, "no kernel image"), (2, "invalid device"):
-            said = f"device {device} is ready"
+            text = f"device {device} is ready"
             try:
                 self.kernels.ready(device)
             except RuntimeError as error:
-                said = str(error)
-            assert message in said, said
+                text = str(error)
+            assert message in text, text
         assert self.kernels.library.cuda_on_cpu_device() == 0
 
     def squared_norm(self):
@@ -819,35 +824,37 @@ class Checks:
     def norm_of(self, type_, sizes):
         variables = [Variable(self.rng, type_, type_, size) for size in sizes]
         arrays = [Array(self.memory, x.g, i % 3) for i, x in enumerate(variables)]
-        tensors = (Parameter * len(sizes))(*(VariableState(g=a.address, size=a.elements.size) for a in arrays))
-        step = Launch(Kind(gradient=type_.number), stream=self.memory.stream)
-        needed = self.kernels.squared_norm_scratch(tensors, len(sizes))
+        states = (VariableState * len(sizes))(
+            *(VariableState(g=a.address, size=a.elements.size) for a in arrays)
+        )
+        launch = Launch(KernelConfig(gradient=type_.number), stream=self.memory.stream)
+        needed = self.kernels.squared_norm_scratch(states, len(sizes))
         scratch = Array(self.memory, np.full(needed, POISON, np.uint8))
-        step.scratch, step.scratch_bytes = scratch.address, needed
-        want = sum(np.sum(type_.widened(x.g) ** 2) for x in variables)
+        launch.scratch, launch.scratch_bytes = scratch.address, needed
+        want = sum(np.sum(type_.to_float64(x.g) ** 2) for x in variables)
         results = []
         for _ in range(2):
-            to = Array(self.memory, np.full(1, np.nan))
-            self.kernels.squared_norm(tensors, len(sizes), to.address, step)
-            results.append(to.read()[0])
+            result = Array(self.memory, np.full(1, np.nan))
+            self.kernels.squared_norm(states, len(sizes), result.address, launch)
+            results.append(result.read()[0])
         scratch.read()
         assert results[0] == results[1]
         assert abs(results[0] - want) <= 1e-12 * want, (results, want)
 
     def errors(self):
-        """What cannot be is an error, before anything is written."""
+        """Invalid input is an error before anything is written."""
         case = CASES[4]
         x = Variable(self.rng, FLOAT, FLOAT, 100)
-        tensors = (Parameter * 1)(x.parameter(x.arrays(self.memory, False)))
-        scalars = Array(self.memory, case.step(1, 0.1, 0.0, 1.0))
+        states = (VariableState * 1)(x.state(x.arrays(self.memory, False)))
+        coefficients = Array(self.memory, case.coefficients(1, 0.1, 0.0, 1.0))
         wrong = {
-            "without scratch": case.kind(x),
-            "types": Kind(FLOAT.number, DOUBLE.number),
-            "rounding": Kind(FLOAT.number, FLOAT.number, STOCHASTIC),
+            "without scratch": case.config(x),
+            "types": KernelConfig(FLOAT.number, DOUBLE.number),
+            "rounding": KernelConfig(FLOAT.number, FLOAT.number, STOCHASTIC),
         }
-        for what, kind in wrong.items():
+        for what, config in wrong.items():
             try:
-                self.kernels.dense(tensors, 1, Launch(kind, False, scalars.address))
+                self.kernels.dense(states, 1, Launch(config, False, coefficients.address))
             except RuntimeError:
                 continue
             raise AssertionError(f"no error {what}")
@@ -856,10 +863,10 @@ class Checks:
         for shape in (0, 3), (5, 0):
             x = Variable(self.rng, FLOAT, FLOAT, shape)
             x.g = x.g[:0]
-            ids, values = np.zeros(2, np.int64), np.zeros((2, shape[1]), np.float32)
+            indices, values = np.zeros(2, np.int64), np.zeros((2, shape[1]), np.float32)
             for case in CASES:
-                step = case.step(1, 0.1, 0.0, 1.0)
-                self.step(case, [x], step, ids=ids, values=values, rows=shape[0], exact=True)
+                c = case.coefficients(1, 0.1, 0.0, 1.0)
+                self.step(case, [x], c, indices=indices, values=values, rows=shape[0], exact=True)
 
     def copy(self):
         source = Array(self.memory, self.rng.normal(size=1001))
@@ -868,7 +875,7 @@ class Checks:
         assert (target.read() == source.elements).all()
 
     def huge(self):
-        """An array of more than 2^31 elements: its last ones. A CPU runs no block before theirs."""
+        """The last elements of an array of more than 2^31. On a CPU the blocks before them do not run."""
         case, size, tail = CASES[0], 2**31 + 4096 + 5, 4096 + 5
         if not self.on_cpu and self.memory.free_bytes() < 13 * size:
             print("       not run: it takes 26 GiB of the GPU's memory")
@@ -879,15 +886,15 @@ class Checks:
         for buffer, part in zip(buffers, parts, strict=True):
             self.memory.write(buffer[-part.nbytes :], part.view(np.uint8))
         w, m, v, g = map(self.memory.address, buffers)
-        tensors = (Parameter * 1)(VariableState(w, m, v, None, None, g, size, True, True))
-        scalars = Array(self.memory, case.step(2, 0.125, 0.25 * 0.125, 1.0))
-        step = Launch(case.kind(x), False, scalars.address, None, 0, self.memory.stream)
+        states = (VariableState * 1)(VariableState(w, m, v, None, None, g, size, True, True))
+        coefficients = Array(self.memory, case.coefficients(2, 0.125, 0.25 * 0.125, 1.0))
+        launch = Launch(case.config(x), False, coefficients.address, None, 0, self.memory.stream)
         first = (
             ctypes.c_int64.in_dll(self.kernels.library, "cuda_on_cpu_first_block") if self.on_cpu else None
         )
         if first is not None:
             first.value = 2**31 // 512
-        self.kernels.dense(tensors, 1, step)
+        self.kernels.dense(states, 1, launch)
         if first is not None:
             first.value = 0
         after = [
@@ -909,7 +916,7 @@ class Checks:
             self.squared_norm,
             self.many_chunks,
             self.an_old_driver,
-            self.scalars,
+            self.coefficients,
             self.ready,
             self.errors,
             self.copy,

@@ -108,19 +108,19 @@ def coefficients(hp: Hyperparameters, inputs: StepInputs) -> Any:
     static = StaticCoefficients.from_hyperparameters(hp)
     numbers = [*static.coefficients, *static[1:]]
     rate = inputs.learning_rate
-    return _library.load().tf_adam_variants_step_scalars(
+    return _library.load().tf_adam_variants_coefficients(
         iterations=tf.cast(inputs.iterations, tf.int64),
         learning_rate=rate if rate.dtype in (tf.float32, tf.float64) else tf.cast(rate, tf.float64),
         gradient_scale=[] if inputs.gradient_scale is None else [inputs.gradient_scale],
         rounding_seed=[] if inputs.rounding_seed is None else [inputs.rounding_seed],
         # An attribute can hold float32 only: the bits of float64.
-        constants=struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers)),
+        static_coefficients=struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers)),
     )
 
 
 def _step_dense(group: Sequence[VariableState], hp: Hyperparameters, c: Any) -> None:
     _library.load().tf_adam_variants_dense_step(
-        step=c,
+        coefficients=c,
         variables=[s.variable.handle for s in group],
         momentums=[s.momentum.handle for s in group],
         velocities=[s.velocity.handle for s in group],
@@ -133,27 +133,27 @@ def _step_dense(group: Sequence[VariableState], hp: Hyperparameters, c: Any) -> 
         weight_decay=[s.weight_decay for s in group],
         layer_adaptation=[s.layer_adaptation for s in group],
         stochastic_rounding=group[0].rng_stream is not None,
-        streams=[s.rng_stream or 0 for s in group],
+        rng_streams=[s.rng_stream or 0 for s in group],
     )
 
 
 def _step_sparse(s: VariableState, hp: Hyperparameters, c: Any, exact: bool) -> None:
     _library.load().tf_adam_variants_sparse_step(
-        step=c,
+        coefficients=c,
         variable=s.variable.handle,
         momentum=s.momentum.handle,
         velocity=s.velocity.handle,
         velocity_hats=[] if s.velocity_hat is None else [s.velocity_hat.handle],
         master_weights=[] if s.master_weight is None else [s.master_weight.handle],
         values=_cast_gradient(s, s.gradient.values),
-        ids=s.gradient.indices,
+        indices=s.gradient.indices,
         T=s.variable.dtype,
         squared_gradient=hp.nu_2 != 1,
         trust_ratio=hp.trust_ratio,
         weight_decay=s.weight_decay,
         layer_adaptation=s.layer_adaptation,
         stochastic_rounding=s.rng_stream is not None,
-        stream=s.rng_stream or 0,
+        rng_stream=s.rng_stream or 0,
         exact=exact,
     )
 

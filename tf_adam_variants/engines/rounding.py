@@ -2,7 +2,7 @@
 
 The random number of an element is a hash of the optimizer's seed, the step, the variable and the element's
 index. Nothing else has to be kept for a resumed run to have the same bits, and every engine rounds alike:
-custom_ops/adam_math.h and half_types.h compute the same.
+custom_ops/adam_math.h and half_precision.h compute the same.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def _cuda_units(command: Sequence[str], cuda: Cuda) -> list[_Unit]:
     return [
         _Unit(cuda.nvcc, "gpu_sparse.cu", cuda.flags),
         _Unit(cuda.nvcc, "gpu_dense.cu", cuda.flags),
-        _Unit(cuda.nvcc, "gpu_scalars.cu", cuda.flags),
+        _Unit(cuda.nvcc, "gpu_coefficients.cu", cuda.flags),
         _Unit(command, "gpu_ops.cc", _with_tensorflow()),
     ]
 

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 NAME = "tf_adam_variants_ops.so"
 OPS = tuple(
-    f"tf_adam_variants_{name}" for name in ("dense_step", "sparse_step", "squared_norm", "step_scalars")
+    f"tf_adam_variants_{name}" for name in ("dense_step", "sparse_step", "squared_norm", "coefficients")
 )
 
 _HERE = Path(__file__).parent

@@ -1,6 +1,6 @@
-// As much of CUDA as the kernels need, on a CPU: each thread of a block is a thread of the host, the blocks come one
-// after the other. With it a C++ compiler turns the .cu files, as they are, into a library that computes what they
-// compute on a GPU, slowly, and that the sanitizers understand: a missing __syncthreads is a race to ThreadSanitizer.
+// The part of CUDA that the kernels need, on a CPU: each thread of a block is a thread of the host, and blocks run one
+// after the other. With this header a C++ compiler turns the unchanged .cu files into a library that computes the same
+// as on a GPU, slowly. The sanitizers understand it: to ThreadSanitizer a missing __syncthreads is a race.
 
 #ifndef CUDA_ON_CPU_CUDA_RUNTIME_H_
 #define CUDA_ON_CPU_CUDA_RUNTIME_H_
@@ -15,13 +15,13 @@
 #include <thread>
 #include <vector>
 
-// Little of everything, so that small arrays have many chunks, a few variables are several batches, narrow rows have
-// several spans, and a few ids are several windows.
+// Small sizes, so that small arrays have many chunks, a few variables several batches, narrow rows several spans, and a
+// few indices several windows.
 #define TFAV_THREADS 8
 #define TFAV_CHUNK 512
 #define TFAV_BATCH 60
 #define TFAV_SMALL_BATCH 3
-#define TFAV_MOST_BLOCKS 5
+#define TFAV_MAX_BLOCKS 5
 #define TFAV_SPAN 64
 #define TFAV_WINDOW 4
 
@@ -75,17 +75,17 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
-// What a test sets, and reads.
+// Variables that tests set and read.
 #define CUDA_ON_CPU_EXPORT inline __attribute__((visibility("default"), used))
 extern "C" {
-// The blocks before this one are not run: of arrays too large for the host, a part.
+// The blocks before this one do not run: arrays too large for the host are updated in part.
 CUDA_ON_CPU_EXPORT int64_t cuda_on_cpu_first_block = 0;
-// The driver's: before 12.1 it launches no kernel whose parameters are more than 4,096 bytes.
+// The version of the driver: before 12.1 it launches no kernel with more than 4,096 bytes of parameters.
 CUDA_ON_CPU_EXPORT int cuda_on_cpu_driver = 13000;
-// The device of the calling thread. There are two, and only number 0 has kernels.
+// The current device of the calling thread. There are two, and only number 0 has kernels.
 CUDA_ON_CPU_EXPORT thread_local int cuda_on_cpu_current_device = 0;
 CUDA_ON_CPU_EXPORT int cuda_on_cpu_device() { return cuda_on_cpu_current_device; }
-// How many kernels have been launched.
+// The number of kernel launches so far.
 CUDA_ON_CPU_EXPORT int64_t cuda_on_cpu_launches = 0;
 }
 

@@ -1,10 +1,10 @@
-"""The compiled ops with the kernels for GPUs in the place of the CPU's, as a cache of libraries:
+"""Builds the fused kernels with those for GPUs in place of those for CPUs, as a cache of libraries:
 
-    python tests/cuda_on_cpu/library.py FOLDER
+    python tests/tools/cuda_on_cpu/library.py FOLDER
     TF_ADAM_VARIANTS_CACHE=FOLDER python -m pytest tests/test_fused.py
 
-What is tested so is all but CUDA itself: the way from TensorFlow's variables to the kernels, their
-arithmetic, their order, their scratch memory.
+This tests everything but CUDA: the way from TensorFlow's variables to the kernels, the arithmetic of the
+kernels, their order, their scratch memory.
 """
 
 import json
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def build(cache):
-    """Into a folder of this cache, which is made and returned."""
+    """Build into a new folder of this cache and return the folder."""
     folder = Path(cache, f"tf{tf.__version__}-on-cpu")
     folder.mkdir(parents=True)
     compiler = _build.compiler()
@@ -35,7 +35,7 @@ def build(cache):
         "gpu_ops.cc": with_tensorflow,
         "gpu_dense.cu": kernels,
         "gpu_sparse.cu": kernels,
-        "gpu_scalars.cu": kernels,
+        "gpu_coefficients.cu": kernels,
         "loops.cc": ["-std=c++17", "-fPIC"],
         "dispatch.cc": ["-std=c++17", "-fPIC"],
     }
@@ -70,7 +70,7 @@ def build(cache):
 
 
 def kernels(folder):
-    """The kernels of what was built, as a library of their own, without TensorFlow: for cuda_kernels.py."""
+    """The kernels in this folder as a separate library without TensorFlow, for cuda_kernels.py."""
     alone = folder / "kernels.so"
     objects = sorted(map(str, folder.glob("gpu_*.cu.o")))
     subprocess.run([*_build.compiler(), "-shared", *objects, "-pthread", "-o", str(alone)], check=True)
