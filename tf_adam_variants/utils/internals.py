@@ -29,25 +29,19 @@ def keras_optimizer_names() -> Collection[str]:
     return ALL_OBJECTS_DICT
 
 
-TrainFunction = Callable[[Any], Any]
-
-_MAKER = "_tf_adam_variants_maker"
+# -- the optimizer ---------------------------------------------------------------------------------------------
 
 
-def made_by(make: Callable[[], TrainFunction]) -> TrainFunction:
-    """What `make` returns, of which `another` makes another with it: for one that Keras did not make."""
-    function = make()
-    setattr(function, _MAKER, make)
-    return function
+def variables_of(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The variables that an optimizer was built on: its public `variables` are the slots."""
+    return list(optimizer._trainable_variables) if optimizer.built else []
 
 
-def another(model: keras.Model) -> TrainFunction:
-    """A train function that does what the model's does, and has no traces yet."""
-    present = model.train_function
-    if make := getattr(present, _MAKER, None):
-        return make()
-    try:
-        model.make_train_function(force=True)
-        return model.train_function
-    finally:
-        model.train_function = present
+def count_steps(optimizer: keras.optimizers.Optimizer) -> int:
+    """How many steps it has taken, with those that only accumulate gradients: `iterations` are updates."""
+    return int(optimizer._iterations.numpy())
+
+
+# -- Keras's trainer -------------------------------------------------------------------------------------------
+
+
