@@ -38,6 +38,11 @@ def find_optimizer(model: keras.Model) -> AdamVariant:
     )
 
 
+def count_updates(optimizer: AdamVariant) -> int:
+    """How many updates the optimizer has made."""
+    return int(optimizer.iterations.numpy())
+
+
 class Copy(NamedTuple):
     """A variable with its slots, and its weights and first moment before the step."""
 
@@ -75,11 +80,11 @@ class Before(NamedTuple):
                 # Reading shares the memory. A step that writes copies it before.
                 momentum = state.momentum.value() if needs_momentum else None
                 copies.append(Copy(name, index, state, formula.weights(state), momentum))
-        return cls(optimizer, int(optimizer.iterations), tf.convert_to_tensor(rate), copies)
+        return cls(optimizer, count_updates(optimizer), tf.convert_to_tensor(rate), copies)
 
     def norms(self) -> dict[str, float]:
         """The quantities of each variable after the step, by tag. Those that are not defined are left out."""
-        updates = int(self.optimizer.iterations)
+        updates = count_updates(self.optimizer)
         hp = self.optimizer._hyperparameters
 
         @functools.cache

@@ -112,14 +112,14 @@ class TrustRatioLogger(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Log the step, if it updated."""
         before, self._before = self._before, None
-        if before is None or not before.copies or before.updates == int(self._optimizer.iterations):
+        if before is None or not before.copies or before.updates == norms.count_updates(self._optimizer):
             return
         self._due = False
         self._count()
         self._numbers = before.norms()
         self._writer = self._writer or tf.summary.create_file_writer(os.fspath(self.log_dir))
         # Keras's TensorBoard callback may have switched recording off for this step.
-        with self._writer.as_default(int(self._optimizer.iterations)), tf.summary.record_if(True):
+        with self._writer.as_default(norms.count_updates(self._optimizer)), tf.summary.record_if(True):
             for tag, number in self._numbers.items():
                 summaries.write_scalar(tag, number)
             for quantity in norms.QUANTITIES:

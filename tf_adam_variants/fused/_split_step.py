@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_adam_variants.fused import _library
 from tf_adam_variants.utils import internals
+from tf_adam_variants.utils.internals import ModelView
 
 
 def split_step(model: keras.Model) -> None:
@@ -60,7 +61,7 @@ def split_step(model: keras.Model) -> None:
     @tf.autograph.experimental.do_not_convert
     def metrics_and_gradients(data: Any) -> tuple[Any, list[Any]]:
         keeper = _KeepsGradients(model)
-        metrics = keras.Model.train_step(_ModelWith(model, optimizer=keeper), data)
+        metrics = keras.Model.train_step(ModelView(model, optimizer=keeper), data)
         return metrics, keeper.gradients
 
     def train_step(data: Any) -> Any:
@@ -69,29 +70,9 @@ def split_step(model: keras.Model) -> None:
             model.optimizer.apply(gradients, model.trainable_variables)
         return metrics
 
-    split = _ModelWith(model, train_step=train_step, jit_compile=False)
-
-    def make() -> Any:
-        split.make_train_function(force=True)
-        return split.train_function
-
-    model.train_function = internals.made_by(make)  # `compile` sets it to None
-
-
-class _ModelWith:
-    """A model as methods of Keras's see it, with some attributes that are not its own."""
-
-    make_train_function = keras.Model.make_train_function
-    _make_function = getattr(keras.Model, "_make_function", None)  # what the former calls; not in Keras 3.6
-
-    def __init__(self, model: keras.Model, **attributes: Any) -> None:
-        vars(self).update(attributes, _model=model)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+    view = ModelView(model, train_step=train_step, jit_compile=False)
+    view.make_train_function(force=True)
+    model.train_function = view.train_function  # `compile` sets it to None
 
 
 class _KeepsGradients:
@@ -149,8 +130,7 @@ def _optimizers(optimizer: Any) -> list[Any]:
 
 def _reason_against(model: keras.Model) -> str:
     """Why the step would not be better split; '' where it would."""
-    # Keras's private list, with the layers of layers, by which it decides for `jit_compile="auto"`.
-    if without := [layer.name for layer in model._flatten_layers() if not layer.supports_jit]:
+    if without := [layer.name for layer in internals.layers_of(model) if not layer.supports_jit]:
         return f"XLA compiles no layer with supports_jit=False, as {without[0]} has"
     if not _library.load():
         return _library.reason()
