@@ -126,7 +126,9 @@ def train(
             old = {name: value[rows] for name, value in slots[i].items()}
             direction = w - case.rule(w, g[rows], t, dict(old), 1.0, 0.0, **plain)
             update.append((weights[i].copy(), direction, own if lamb else own * factor(rate) / rate, rows))
-            weights[i][rows] = case.rule(w, g[rows], t, old, rate, own * (1 if lamb else factor(rate)), **terms)
+            weights[i][rows] = case.rule(
+                w, g[rows], t, old, rate, own * (1 if lamb else factor(rate)), **terms
+            )
             for name, value in old.items():
                 slots[i].setdefault(name, np.zeros_like(weights[i]))[rows] = value
         updates.append(update)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import keras
@@ -47,7 +48,7 @@ class Copy(NamedTuple):
     """A variable with its slots, and its weights and first moment before the step."""
 
     name: str
-    index: int
+    number: int  # its index in the optimizer
     state: VariableState
     weights: Any
     momentum: Any
@@ -92,13 +93,13 @@ class Before(NamedTuple):
             iterations = tf.constant(updates - 1 - start, tf.int64)
             return Coefficients.over_learning_rate(hp, StepInputs(iterations, self.learning_rate)).cast(dtype)
 
-        numbers = {}
+        numbers: dict[str, float] = {}
         for copy in self.copies:
-            c = coefficients(self.optimizer._layout.start_of(copy.index), copy.state.momentum.dtype)
+            c = coefficients(self.optimizer._layout.start_of(copy.number), copy.state.momentum.dtype)
             with tf.device(copy.state.variable.device):
                 values = self._norms_of(copy, c, updates - self.updates)
             numbers |= {f"{quantity}/{copy.name}": value for quantity, value in values.items()}
-        return {tag: n for quantity in QUANTITIES for tag, n in numbers.items() if tag.startswith(quantity)}
+        return {tag: numbers[tag] for tag in tags(copy.name for copy in self.copies) if tag in numbers}
 
     def _norms_of(self, copy: Copy, c: Coefficients, updates: int) -> dict[str, float]:
         hp, s, w = self.optimizer._hyperparameters, copy.state, copy.weights
@@ -135,3 +136,9 @@ def names(model: keras.Model, optimizer: AdamVariant) -> dict[str, Any]:
             name = f"{path}_{number}"
         named[name] = variable
     return named
+
+
+def tags(names: Iterable[str]) -> list[str]:
+    """The tags of variables of these names: those of one quantity after the other."""
+    names = list(names)
+    return [f"{quantity}/{name}" for quantity in QUANTITIES for name in names]

@@ -79,14 +79,18 @@ class TrustRatioLogger(keras.callbacks.Callback):
             allowed = "a folder, as a str or a path: the one that TensorBoard is given"
             checks.reject("log_dir", log_dir, allowed)
         if update_freq != "epoch":
-            steps = "how many steps there are from one that is logged to the next"
-            update_freq = checks.check_int("update_freq", update_freq, 1, f'"epoch" or an integer >= 1: {steps}')
+            allowed = (
+                '"epoch" or an integer >= 1: how many steps there are from one that is logged to the next'
+            )
+            update_freq = checks.check_int("update_freq", update_freq, 1, allowed)
         self.log_dir = log_dir
         self.update_freq = update_freq
         self.history = checks.check_bool("history", history)
         self._writer: Any = None
         self._before: norms.Before | None = None  # the state before a step that is logged
         self._numbers: dict[str, float] = {}  # logged last in this epoch, by tag
+        self._steps = 0  # that the optimizer has taken, or more: it is read where this matters
+        self._next: float = 0  # the count of steps at which the next one is due
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the optimizer."""
@@ -131,7 +135,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.flush()
         if logs is not None and self.history:
-            tags = [f"{q}/{name}" for q in norms.QUANTITIES for name in norms.names(self.model, self._optimizer)]
+            tags = norms.tags(norms.names(self.model, self._optimizer))
             logs.update(dict.fromkeys(tags, float("nan")) | self._numbers)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

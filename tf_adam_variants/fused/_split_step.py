@@ -48,7 +48,7 @@ def split_step(model: keras.Model) -> None:
         True
     """
     _check(model)
-    if reason := _reason_against(model):
+    if reason := _unsupported_reason(model):
         logging.getLogger("tf_adam_variants").warning(
             "split_step leaves the training step as it is: %s", reason
         )
@@ -60,7 +60,7 @@ def split_step(model: keras.Model) -> None:
     @tf.function(jit_compile=True, reduce_retracing=True)
     @tf.autograph.experimental.do_not_convert
     def metrics_and_gradients(data: Any) -> tuple[Any, list[Any]]:
-        keeper = _KeepsGradients(model)
+        keeper = _GradientKeeper(model)
         metrics = keras.Model.train_step(ModelView(model, optimizer=keeper), data)
         return metrics, keeper.gradients
 
@@ -75,7 +75,7 @@ def split_step(model: keras.Model) -> None:
     model.train_function = view.train_function  # `compile` sets it to None
 
 
-class _KeepsGradients:
+class _GradientKeeper:
     """An optimizer for `train_step`, which keeps the gradients for the real one."""
 
     def __init__(self, model: keras.Model) -> None:
@@ -128,10 +128,10 @@ def _optimizers(optimizer: Any) -> list[Any]:
     return [optimizer] if inner is None else [optimizer, *_optimizers(inner)]
 
 
-def _reason_against(model: keras.Model) -> str:
-    """Why the step would not be better split; '' where it would."""
+def _unsupported_reason(model: keras.Model) -> str | None:
+    """Why a split step would be no better; None where it would."""
     if without := [layer.name for layer in internals.layers_of(model) if not layer.supports_jit]:
         return f"XLA compiles no layer with supports_jit=False, as {without[0]} has"
     if not _library.load():
         return _library.reason()
-    return _library.gpu_reason() if tf.config.list_logical_devices("GPU") else ""
+    return _library.gpu_reason() or None if tf.config.list_logical_devices("GPU") else None

@@ -29,7 +29,7 @@ def keras_optimizer_names() -> Collection[str]:
     return ALL_OBJECTS_DICT
 
 
-# -- the optimizer ---------------------------------------------------------------------------------------------
+# -- the optimizer -------------------------------------------------------------------------------------------
 
 
 def variables_of(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -42,7 +42,7 @@ def count_steps(optimizer: keras.optimizers.Optimizer) -> int:
     return int(optimizer._iterations.numpy())
 
 
-# -- Keras's trainer -------------------------------------------------------------------------------------------
+# -- Keras's trainer -----------------------------------------------------------------------------------------
 
 TrainFunction = Callable[[Any], Any]
 
@@ -56,7 +56,7 @@ class ModelView:
     """A model as methods of `keras.Model` see it, with other values for some attributes."""
 
     make_train_function = keras.Model.make_train_function
-    _make_function = getattr(keras.Model, "_make_function", None)  # which the former calls, but not in Keras 3.6
+    _make_function = getattr(keras.Model, "_make_function", None)  # not in Keras 3.6
 
     def __init__(self, model: keras.Model, **attributes: Any) -> None:
         vars(self).update(attributes, _model=model)
@@ -69,12 +69,12 @@ class ModelView:
 
 
 def current_fit(model: keras.Model) -> Any:
-    """An object that only one call of `fit` has: the parameters that it gives to History, as to all callbacks."""
+    """An object that each call of `fit` has for itself: the parameters that it gives its callbacks."""
     return getattr(getattr(model, "history", None), "params", None)
 
 
 class _InitialEpoch(int):
-    """An epoch that is false in every `fit` but the one that it was created in: these begin where they say."""
+    """An epoch that is false, so that it does not count, in any `fit` but the one that created it."""
 
     model: keras.Model
     fit: Any
