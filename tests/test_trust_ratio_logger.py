@@ -190,7 +190,7 @@ ENGINES = {
 
 @pytest.mark.parametrize(
     ("case", "engine"),
-    zip(cases.CASES, itertools.cycle(ENGINES), strict=False),
+    list(zip(cases.CASES, itertools.cycle(ENGINES), strict=False)),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_every_optimizer(case, engine, tmp_path):

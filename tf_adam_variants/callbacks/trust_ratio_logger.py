@@ -89,8 +89,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         self._writer: Any = None
         self._before: norms.Before | None = None  # the state before a step that is logged
         self._numbers: dict[str, float] = {}  # logged last in this epoch, by tag
-        self._steps = 0  # that the optimizer has taken, or more: it is read where this matters
-        self._next: float = 0  # the count of steps at which the next one is due
+        self._steps, self._next = 0, 0.0  # how many steps the optimizer has taken, and when the next is due
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check the optimizer."""

@@ -20,7 +20,7 @@ def is_xla_compiling() -> bool:
 
 
 def maybe_merge_call(function: Callable[..., Any], strategy: Any, *args: Any) -> Any:
-    """What Keras's optimizers call where replicas meet: it also works in a `tf.cond` of LossScaleOptimizer."""
+    """What Keras's optimizers call where replicas meet: it works in a `tf.cond` of LossScaleOptimizer too."""
     return tf.__internal__.distribute.interim.maybe_merge_call(function, strategy, *args)
 
 
