@@ -97,8 +97,8 @@ def train(folder, calls=-1, limit=None, error=None):
 
 def write_another(folder, calls):
     """Back up what is backed up there once more, and exit with the number of calls."""
-    backups = backup_folder.Backups(folder)
-    with backups.newest_whole().open() as file:
+    backups = backup_folder.BackupFolder(folder)
+    with backups.find_whole().open() as file:
         array = np.frombuffer(file.read(), np.uint8)
     made = die_at(calls)
     backups.write({"of": "a child"}, [array])

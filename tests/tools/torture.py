@@ -1,6 +1,6 @@
 """Kills, full disks and damaged files: a training ends with the same bits, or with an error.
 
-    python tests/torture.py [--quick] [--seed 1] [--json FILE]
+    PYTHONPATH=tests/helpers python tests/tools/torture.py [--quick] [--seed 1] [--json FILE]
 
 What Keras's own files do not notice, in weights of the model, is counted and shown; anything else that is
 different without an error is a failure.
@@ -39,7 +39,7 @@ SAME, ERROR, WEIGHTS, DIFFERENT = (
 MODES = ("callback", "model.save", "save_weights", "tf.train.Checkpoint")
 
 
-def made_model():
+def make_model():
     keras.utils.clear_session(free_memory=False)
     keras.config.disable_interactive_logging()  # after what forgets it
     return model(lambda: tav.QHAdamW(0.05), WIDTH)
@@ -50,7 +50,7 @@ def made_model():
 
 def train(folder, out, ready):
     """A training that saves all the time, to its end."""
-    made = made_model()
+    made = make_model()
     backup = tav.callbacks.AtomicBackupAndRestore(folder, save_freq=1, delete_checkpoint=False)
 
     class Ready(keras.callbacks.Callback):
@@ -176,7 +176,7 @@ def filled(folder, room):
 
 def full_disk(mode, folder, rooms, full, send):
     """Save, train on, save on a full disk; what is there then is the first state, the second, or an error."""
-    made, other = made_model(), made_model()
+    made, other = make_model(), make_model()
     made.done = 0
     other.optimizer.build(other.trainable_variables)
     for room in rooms:
@@ -212,7 +212,7 @@ def files_of(mode, folder):
 
 def damaged(mode, original, places, send):
     """For each place, a bit of all files' bits: what comes of a training that loads what was saved."""
-    made = made_model()
+    made = make_model()
     made.optimizer.build(made.trainable_variables)
     fit(made, epochs=1)
     before = [v.numpy() for v in [*made.variables, *made.optimizer.variables]]
@@ -268,7 +268,7 @@ def damaged(mode, original, places, send):
 
 
 def prepare(mode, folder, _, send):
-    made = made_model()
+    made = make_model()
     made.done = 0
     save(made, mode, folder)
     if mode == "callback":

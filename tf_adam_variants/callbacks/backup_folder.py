@@ -36,14 +36,14 @@ class Backup(NamedTuple):
         return open(self.path / ARRAYS, "rb")
 
 
-class Backups:
+class BackupFolder:
     """The backups in a folder, which are numbered. One process at a time may write there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._before: Path | None = None  # the newest that is known to be whole
 
-    def newest_whole(self) -> Backup | None:
+    def find_whole(self) -> Backup | None:
         """The newest backup whose digests are right; None where there is none at all.
 
         Raises:
@@ -79,18 +79,18 @@ class Backups:
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
-                _to_disk(self.folder.parent)
+                _sync(self.folder.parent)
             unfinished.mkdir()
-            with _written(unfinished / ARRAYS) as (file, arrays_digest):
+            with _open_new(unfinished / ARRAYS) as (file, arrays_digest):
                 for array in arrays:
                     _append(array.reshape(-1).view(np.uint8).data, file, arrays_digest)
-            with _written(unfinished / DESCRIPTION) as (file, description_digest):
+            with _open_new(unfinished / DESCRIPTION) as (file, description_digest):
                 _append(json.dumps(description).encode(), file, description_digest)
-            with _written(unfinished / DIGESTS) as (file, _):
-                file.write(_digests(arrays_digest.hexdigest(), description_digest.hexdigest()))
-            _to_disk(unfinished)
+            with _open_new(unfinished / DIGESTS) as (file, _):
+                file.write(_format_digests(arrays_digest.hexdigest(), description_digest.hexdigest()))
+            _sync(unfinished)
             os.rename(unfinished, path)
-            _to_disk(self.folder)
+            _sync(self.folder)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)  # what is left of it takes room
             whole = (
@@ -131,7 +131,7 @@ class Backups:
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
+def _open_new(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
     """A new file, on the disk when the block is left, and a digest to update."""
     with open(path, "xb") as file:
         yield file, hashlib.sha256()
@@ -144,7 +144,7 @@ def _append(data: Any, file: BinaryIO, digest: Any) -> None:
     digest.update(data)
 
 
-def _to_disk(folder: Path) -> None:
+def _sync(folder: Path) -> None:
     """Force the names in a folder to the disk, as fsync does with a file's contents."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -153,7 +153,7 @@ def _to_disk(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _digests(arrays: str, description: str) -> bytes:
+def _format_digests(arrays: str, description: str) -> bytes:
     return f"{arrays}  {ARRAYS}\n{description}  {DESCRIPTION}\n".encode()
 
 
@@ -163,5 +163,5 @@ def _check(path: Path) -> None:
     for name in (ARRAYS, DESCRIPTION):
         with open(path / name, "rb") as file:
             found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if (path / DIGESTS).read_bytes() != _digests(*found):
+    if (path / DIGESTS).read_bytes() != _format_digests(*found):
         raise OSError(f"its files are not those of {DIGESTS}")

@@ -9,7 +9,6 @@ The names are those of `coefficients.Coefficients`, which is `c` below.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,26 +131,6 @@ def trust_ratio(w_norm: Any, u_norm: Any, hp: Hyperparameters, c: Coefficients) 
     if hp.trust_ratio_max is not None:
         ratio = tf.minimum(ratio, c.trust_ratio_max)
     return ratio
-
-
-def norms(states: Sequence[VariableState], hp: Hyperparameters, inputs: StepInputs) -> Any:
-    """|w|, |u| and the trust ratio of the next step, in float64: [variables, 3]."""
-    c = Coefficients.over_learning_rate(hp, inputs).cast(states[0].momentum.dtype)
-    rows = []
-    for s in states:
-        g = tf.cast(s.gradient, s.momentum.dtype)
-        if tf.is_tensor(c.gradient_scale):
-            g *= c.gradient_scale
-        w = weights(s)
-        m, v = moments(s.momentum.value(), s.velocity.value(), g, hp, c)
-        u = direction(m, v if s.velocity_hat is None else tf.maximum(v, s.velocity_hat.value()), g, hp, c)
-        if s.weight_decay and hp.weight_decay:
-            u += c.weight_decay * w
-        w_norm, u_norm = half_norms(w, u, s.padding)
-        adapts = s.layer_adaptation or not hp.trust_ratio
-        ratio = trust_ratio(w_norm, u_norm, hp, c) if adapts else tf.ones_like(w_norm)
-        rows.append(tf.cast(tf.stack([math.sqrt(2) * w_norm, math.sqrt(2) * u_norm, ratio]), tf.float64))
-    return tf.stack(rows)
 
 
 def to_float32(values: Any) -> Any:

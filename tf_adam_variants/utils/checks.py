@@ -66,10 +66,12 @@ def check_fraction(name: str, value: Any) -> float:
     return value if _is_finite(value) and 0 <= value <= 1 else reject(name, value, "in [0, 1]")
 
 
-def check_int(name: str, value: Any, least: int) -> int:
+def check_int(name: str, value: Any, least: int, allowed: str | None = None) -> int:
     """An int >= least."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return int(value) if whole and int(value) >= least else reject(name, value, f"an integer >= {least}")
+    if whole and int(value) >= least:
+        return int(value)
+    reject(name, value, allowed or f"an integer >= {least}")
 
 
 def int_or_none_check(least: int) -> Check:

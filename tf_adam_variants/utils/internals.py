@@ -47,25 +47,101 @@ def keras_optimizer_names() -> Collection[str]:
     return ALL_OBJECTS_DICT
 
 
+# -- the optimizer -------------------------------------------------------------------------------------------
+
+
+def variables_of(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The variables that an optimizer was built on: its public `variables` are the slots."""
+    return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def count_steps(optimizer: keras.optimizers.Optimizer) -> int:
+    """How many steps it has taken, with those that only accumulate gradients: `iterations` are updates."""
+    return int(optimizer._iterations.numpy())
+
+
+# -- Keras's trainer -----------------------------------------------------------------------------------------
+
 TrainFunction = Callable[[Any], Any]
 
-_MAKER = "_tf_adam_variants_maker"
+
+def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers and those within them, by which Keras decides for `jit_compile="auto"`."""
+    return list(model._flatten_layers())
 
 
-def made_by(make: Callable[[], TrainFunction]) -> TrainFunction:
-    """What `make` returns, of which `another` makes another with it: for one that Keras did not make."""
-    function = make()
-    setattr(function, _MAKER, make)
-    return function
+class ModelView:
+    """A model as methods of `keras.Model` see it, with other values for some attributes."""
+
+    make_train_function = keras.Model.make_train_function
+    _make_function = getattr(keras.Model, "_make_function", None)  # not in Keras 3.6
+
+    def __init__(self, model: keras.Model, **attributes: Any) -> None:
+        vars(self).update(attributes, _model=model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
-def another(model: keras.Model) -> TrainFunction:
-    """A train function that does what the model's does, and has no traces yet."""
-    present = model.train_function
-    if make := getattr(present, _MAKER, None):
-        return make()
-    try:
-        model.make_train_function(force=True)
-        return model.train_function
-    finally:
-        model.train_function = present
+def current_fit(model: keras.Model) -> Any:
+    """An object that each call of `fit` has for itself: the parameters that it gives its callbacks."""
+    return getattr(getattr(model, "history", None), "params", None)
+
+
+class _InitialEpoch(int):
+    """An epoch that is false, so that it does not count, in any `fit` but the one that created it."""
+
+    model: keras.Model
+    fit: Any
+
+    def __bool__(self) -> bool:
+        return current_fit(self.model) is self.fit
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Let the `fit` that calls `on_train_begin` begin at this epoch; None: where the caller says.
+
+    `fit` reads `_initial_epoch or initial_epoch` after that. There is no other way to tell it.
+    """
+    if epoch is not None:
+        epoch = _InitialEpoch(epoch)
+        epoch.model, epoch.fit = model, current_fit(model)
+    model._initial_epoch = epoch
+
+
+class _NextStep:
+    """A train function for the next step of one `fit`. Any other call is one of the model's train function.
+
+    Where an exception ends the `fit` before that step, the next call of it finds out.
+    """
+
+    def __init__(self, model: keras.Model, function: TrainFunction) -> None:
+        self._model, self._function, self._fit = model, function, current_fit(model)
+        self.train_function = model.train_function
+
+    def __call__(self, iterator: Any) -> Any:
+        restore_train_function(self._model)
+        # `train_on_batch` has a generator.
+        is_fit = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
+        if is_fit and current_fit(self._model) is self._fit:
+            return self._function(iterator)
+        return self.train_function(iterator)
+
+
+def replace_next_step(model: keras.Model, function: TrainFunction) -> None:
+    """Let the `fit` that calls `on_train_batch_begin` call `function(iterator)` in place of the next step."""
+    model.train_function = _NextStep(model, function)
+
+
+def is_next_step_replaced(model: keras.Model) -> bool:
+    """Whether it is, by `replace_next_step`."""
+    return isinstance(model.train_function, _NextStep)
+
+
+def restore_train_function(model: keras.Model) -> None:
+    """Undo `replace_next_step`."""
+    if is_next_step_replaced(model):
+        model.train_function = model.train_function.train_function
