@@ -262,8 +262,9 @@ def by_weights_built(made, tmp_path):
 
 
 def values(made):
-    """All state, by names that do not depend on the model's."""
-    slots = {v.name.removeprefix("net_"): v.numpy() for v in made.optimizer.variables}
+    """All state, by names that do not depend on the model's; but when variables were added."""
+    variables = [v for v in made.optimizer.variables if v.name != "added_at"]
+    slots = {v.name.removeprefix("net_"): v.numpy() for v in variables}
     return slots | {str(i): w for i, w in enumerate(made.get_weights())}
 
 

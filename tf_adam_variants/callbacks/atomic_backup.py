@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tf_adam_variants.callbacks.backup_folder import Backup, Backups
 from tf_adam_variants.optimizer import replicas
+from tf_adam_variants.state import added_at
 from tf_adam_variants.utils import checks
 
 _FORMAT = 1
@@ -264,7 +265,9 @@ def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 def _state(model: keras.Model) -> list[Any]:
     """All that decides the next step: weights, random seeds, the optimizers' states."""
     # Keras's files leave the seeds out, so Dropout would draw its first masks again.
-    return _unique([*model.variables, *(v for optimizer in _optimizers(model) for v in optimizer.variables)])
+    variables = (v for optimizer in _optimizers(model) for v in optimizer.variables)
+    # When variables were added is in the layouts.
+    return _unique([*model.variables, *(v for v in variables if v.name != added_at.NAME)])
 
 
 def _names(model: keras.Model) -> list[str]:

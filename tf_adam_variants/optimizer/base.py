@@ -17,7 +17,8 @@ from tf_adam_variants.engines.variable_state import GroupSpec, VariableState
 from tf_adam_variants.optimizer import accumulation, arguments, averages, gradients, replicas, slots
 from tf_adam_variants.optimizer.attributes import Attributes
 from tf_adam_variants.optimizer.gradients import Form
-from tf_adam_variants.state.store import SavedState
+from tf_adam_variants.state.added_at import AddedAt
+from tf_adam_variants.state.store import CheckpointLayout, FileState
 from tf_adam_variants.utils.variables import as_list, is_half, paths_of, tf_variable
 
 
@@ -41,7 +42,9 @@ class AdamVariant(Attributes):
         super().__init__(hyperparameters, learning_rate, exclude_from_layer_adaptation, common)
         self._no_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
         self._no_adaptation: frozenset[int] = frozenset()
-        self._layout = SavedState(self)  # checkpoints hold it under this name
+        self._added_at = AddedAt(self)
+        self._layout = CheckpointLayout(self)  # checkpoints hold it under this name
+        self._file_state = FileState(self)
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -68,19 +71,26 @@ class AdamVariant(Attributes):
         slots.check_types(new, self.name)
         for strategy in (self._distribution_strategy, tf.distribute.get_strategy()):
             replicas.check_strategy(strategy, self.name)
-        before = len(self.variables) if self.built else 0
-        if before:
+        is_late, slots_before = self.built, len(self.variables) - len(self._added_at)
+        if is_late:
             slots.build_on_more(self, new)
         else:
             slots.check_half_options(self, variables)
             super().build(new)
         slots.create(self, new)
+        if is_late:
+            self._added_at.add_last(len(new))
         everything = self._trainable_variables
         self._no_decay = self._no_adaptation = self._decay_exclusions.of(everything)
         if self._adaptation_exclusions.patterns is not None:
             self._no_adaptation = self._adaptation_exclusions.of(everything)
         self._devices = frozenset(map(replicas.devices, everything))
-        self._layout.slots_were_made(before)
+        if is_late:
+            self._restore_pending()
+            self._file_state.restore_pending_slots(slots_before)
+        else:
+            self._layout.check_new_slots()
+            self._file_state.restore_pending()
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: str = "zeros"
@@ -92,7 +102,7 @@ class AdamVariant(Attributes):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state, and which variables it has, to a Keras store."""
-        self._layout.save(store)
+        self._file_state.save(store)
 
     def load_own_variables(self, store: Any) -> None:
         """Set the state from a Keras store, now or, before the slots exist, when `build` creates them.
@@ -100,12 +110,19 @@ class AdamVariant(Attributes):
         Raises:
             ValueError: that names the differences, where the saved state belongs to another optimizer.
         """
-        self._layout.load(store)
+        self._file_state.load(store)
+
+    def _restore_pending(self) -> None:
+        """Set the slots to what was restored before they existed; raise a ValueError until that fits."""
+        self._layout.check()
+        self._file_state.restore_pending()
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         children = super()._trackable_children(save_type, **kwargs)
         if save_type == "savedmodel":  # it holds no Python state, and would be missed on loading
             children = {name: child for name, child in children.items() if child is not self._layout}
+        elif self._added_at:
+            children["_variables"] = self._added_at.others()
         return children
 
     # -- one step, read downwards ----------------------------------------------------------------------------
@@ -136,7 +153,8 @@ class AdamVariant(Attributes):
         grads = gradients.check(grads, variables, keys, self.name)
         if not self.built:
             self.build(variables)
-        self._layout.finish()
+        if not (self._layout.is_checked and self._file_state.is_restored):
+            self._restore_pending()
         self._check_slots_exist(variables, keys)
         with (
             keras.name_scope(self.name, caller=self),
@@ -223,11 +241,11 @@ class AdamVariant(Attributes):
             first = replicas.first_replica_value(strategy, gradient)
             sparse = isinstance(first, tf.IndexedSlices) or index in lazy_indices
             devices = one_place or replicas.devices(variable)
-            key = engine_of(variable.dtype, sparse), variable.dtype, devices, self._layout.start_of(index)
+            key = engine_of(variable.dtype, sparse), variable.dtype, devices, self._added_at.call_of(index)
             groups.setdefault(key, []).append((gradient, variable))
         scale = self._gradient_scale(strategy, grads, variables, next(iter(groups))[0])
-        for (engine, _, _, start), pairs in groups.items():
-            inputs = StepInputs(iterations - start if start else iterations, learning_rate, scale, seed)
+        for (engine, _, _, call), pairs in groups.items():
+            inputs = StepInputs(self._added_at.count(iterations, call), learning_rate, scale, seed)
             own_gradients, own_variables = zip(*pairs, strict=True)
             step = functools.partial(
                 self._step_on_device,
