@@ -51,19 +51,23 @@ def from_json(text: bytes | str) -> list[Entry]:
 def match(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> list[int]:
     """For each present variable, the place of its value among those that were saved.
 
-    1. By position, where slots, shapes and order are the same. Names may differ, as Keras numbers layers and
-       models; only where the same names stand in another order, position would mix them up.
-    2. By name, where some layers are frozen or were added. The state of other variables may be left over.
+    1. By name, where each stands for one saved variable: layers may be frozen, added or in another order.
+       The state of other variables may be left over.
+    2. By position, where slots, shapes and order are the same: Keras numbers layers and models.
 
     Raises:
         ValueError: that names the first differences, where neither fits.
     """
-    if _is_same_order(saved, present):
-        return list(range(len(saved)))
+    positions = list(range(len(saved)))
+    if saved == present:
+        return positions
     places = [find(entry, saved) for entry in present]
     found = [place for place in places if place is not None]
-    left = [saved[place] for place in {*range(len(saved))} - {*found}]
-    if not len(found) == len({*found}) == len(present) or not _are_other_variables(left, present):
+    left = [saved[place] for place in {*positions} - {*found}]
+    is_by_name = len(found) == len({*found}) == len(present) and _are_other_variables(left, present)
+    if _is_same_order(saved, present) and (not is_by_name or found == positions):
+        return positions
+    if not is_by_name:
         raise ValueError(_describe_difference(saved, present, optimizer))
     if not _are_names_sure(found, saved, present):
         raise ValueError(
@@ -123,16 +127,11 @@ def _drop_numbers(name: str) -> str:
 
 
 def _is_same_order(saved: Sequence[Entry], present: Sequence[Entry]) -> bool:
+    """Whether all but the names is the same, and the names are not the same in another order."""
     if [entry._replace(name="") for entry in saved] != [entry._replace(name="") for entry in present]:
         return False
-    before, now = names(saved), names(present)
-    return not _is_permuted(before, now) and not _is_permuted(
-        [_drop_numbers(name) for name in before], [_drop_numbers(name) for name in now]
-    )
-
-
-def _is_permuted(one: list[str], other: list[str]) -> bool:
-    return one != other and sorted(one) == sorted(other)
+    before, now = ([_drop_numbers(entry.name) for entry in entries] for entries in (saved, present))
+    return before == now or sorted(before) != sorted(now)
 
 
 def _are_other_variables(left: Iterable[Entry], present: Iterable[Entry]) -> bool:
