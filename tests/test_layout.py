@@ -1,4 +1,4 @@
-"""Which saved variable belongs to which variable of an optimizer, as a table: saved, present, places or error."""
+"""Which saved variable belongs to which of an optimizer, as tables: saved, present, places or error."""
 
 import pytest
 
@@ -12,7 +12,8 @@ def entries(*variables, slots=("momentum", "velocity")):
     """The entries of an optimizer's variables, each "name" or "name shape" or "name shape added_at"."""
     found = list(SCALARS)
     for text in variables:
-        name, shape, added_at = (*text.split(), "8", "")[:3] if " " not in text else (*text.split(), "")[:3]
+        words = text.split()
+        name, shape, added_at = words + ["8", ""][len(words) - 1 :]
         sizes = tuple(map(int, shape.split("x")))
         found += [Entry(slot, sizes, f"{name}_{slot}", int(added_at) if added_at else None) for slot in slots]
     return found
@@ -30,7 +31,6 @@ FITS = {  # saved, present, the places of the slots' variables
     "one is frozen": ("a b c", "c", [2]),
     "one is frozen, in a model": ("net_a net_b", "b", [1]),
     "one is frozen, in a model of another number": ("net_1_a net_1_b", "net_2_b", [1]),
-    "names that came later": ("a net_b", "net_b c", [0, 1]),
     "numbered ones in order": ("dense dense_1 dense_2", "dense_1 dense_2", [1, 2]),
 }
 
@@ -44,7 +44,7 @@ def test_state_that_fits(case):
     if want == list(range(len(saved))):
         layout.check_positions(saved, present, "adamw")
     else:
-        with pytest.raises(ValueError, match="more variables or in another order.*goes by names"):
+        with pytest.raises(ValueError, match=r"more variables or in another order.*goes by names"):
             layout.check_positions(saved, present, "adamw")
 
 
@@ -91,13 +91,12 @@ def test_options_are_not_frozen_layers():
     for saved, present, frozen in ((three, both, "b"), (both, three, "b"), (three, both, "a b")):
         with pytest.raises(ValueError, match="does not belong"):
             layout.match(entries("a", "b", slots=saved), entries(*frozen.split(), slots=present), "adamw")
-    with pytest.raises(ValueError, match="saved average.*has velocity_hat"):
-        saved, present = (entries("a", slots=(*both, one)) for one in ("average", "velocity_hat"))
-        layout.match(saved, present, "adamw")
-    with pytest.raises(ValueError, match="saved learning_rate"):  # a schedule here
-        layout.match(
-            entries("a"), [entry for entry in entries("a") if entry.kind != "learning_rate"], "adamw"
-        )
+    average, velocity_hat = (entries("a", slots=(*both, one)) for one in ("average", "velocity_hat"))
+    with pytest.raises(ValueError, match=r"saved average.*has velocity_hat"):
+        layout.match(average, velocity_hat, "adamw")
+    schedule = [entry for entry in entries("a") if entry.kind != "learning_rate"]
+    with pytest.raises(ValueError, match="saved learning_rate"):
+        layout.match(entries("a"), schedule, "adamw")
 
 
 def test_master_weights_are_of_half_precision_variables_only():

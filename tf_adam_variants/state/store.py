@@ -54,7 +54,7 @@ class CheckpointLayout(tf.train.experimental.PythonState):
         """Raise a ValueError as long as what was restored does not fit the optimizer, which is built."""
         self._check_layout()
         if self._slots_are_new:
-            _check_filled(self._optimizer.variables, self._optimizer.name)
+            _check_filled(_positional(self._optimizer), self._optimizer.name)
             self._slots_are_new = False
 
     def _check_layout(self) -> None:
