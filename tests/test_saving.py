@@ -42,6 +42,34 @@ OPTIMIZERS = {
 }
 
 
+# What is saved depends on the slots alone: in the other tests these stand for all.
+LAYOUTS = ["everything", "AdamW-amsgrad=True", "schedule", "LAMB"]
+BUILT = {"built": True, "built later": False}
+
+
+def in_turn(rows, columns, every=()):
+    """All pairs as parameters. The suite without `slow` has one per row, the columns in turn, and `every`."""
+    columns = list(columns)
+    return [
+        pytest.param(
+            row,
+            column,
+            id="-".join(str(getattr(x, "name", x)) for x in (row, column)),
+            marks=[] if j == i % len(columns) or row in every else pytest.mark.slow,
+        )
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    ]
+
+
+def by_layout():
+    """The optimizers, those of LAYOUTS first, the others `slow`, each built and built later."""
+    others = [name for name in OPTIMIZERS if name not in LAYOUTS]
+    return in_turn(LAYOUTS, [True, False], every=["everything"]) + [
+        pytest.param(name, built, marks=pytest.mark.slow) for name in others for built in (True, False)
+    ]
+
+
 def model(optimizer, dtype="float32"):
     keras.utils.set_random_seed(1)
     layers = [
@@ -71,7 +99,7 @@ def assert_same(have, want):
 
 def in_a_new_process(program, *arguments):
     here = str(pathlib.Path(__file__).parent)
-    code = f"import sys; sys.path.insert(0, {here!r})\n" + program
+    code = f"import sys; sys.path[:0] = [{here!r}, {here + '/helpers'!r}]\n" + program
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
@@ -89,10 +117,13 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_a_keras_file_in_a_new_process(tmp_path):
+@pytest.mark.parametrize(
+    "names", [LAYOUTS[:3], pytest.param(list(OPTIMIZERS), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_keras_file_in_a_new_process(names, tmp_path):
     want = {}
-    for i, make in enumerate(OPTIMIZERS.values()):
-        optimizer = make()
+    for i, name in enumerate(names):
+        optimizer = OPTIMIZERS[name]()
         if optimizer.weight_decay:
             optimizer.exclude_from_weight_decay(var_names=["body/bias$"])
         made = model(optimizer)
@@ -118,8 +149,7 @@ def test_training_on_is_not_training_anew():
     assert not np.array_equal(made.get_weights()[0], other.get_weights()[0])
 
 
-@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "built"), by_layout())
 def test_weights_only(name, built, tmp_path):
     made = model(OPTIMIZERS[name]())
     fit(made)
@@ -133,8 +163,7 @@ def test_weights_only(name, built, tmp_path):
     assert_same(state(other), state(made))
 
 
-@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "built"), by_layout())
 def test_a_tensorflow_checkpoint(name, built, tmp_path):
     made = model(OPTIMIZERS[name]())
     fit(made)
@@ -163,8 +192,7 @@ def test_half_precision_state(tmp_path):
 
 
 @pytest.mark.parametrize("keras_cls", [keras.optimizers.Adam, keras.optimizers.AdamW])
-@pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+@pytest.mark.parametrize(("amsgrad", "built"), in_turn([False, True], [True, False]))
 def test_a_checkpoint_that_keras_wrote(keras_cls, amsgrad, built, tmp_path):
     made = model(keras_cls(0.0625, amsgrad=amsgrad))
     fit(made)
@@ -197,8 +225,7 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
-@pytest.mark.parametrize("what", DIFFERENT)
+@pytest.mark.parametrize(("what", "built"), in_turn(DIFFERENT, [True, False], every=["amsgrad"]))
 def test_other_slots_are_an_error(what, built, tmp_path):
     made = model(tav.AdamW())
     fit(made, 1)
@@ -281,6 +308,7 @@ assert "tf_adam_variants" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_a_saved_model_trains_on_without_this_package(tmp_path):
     np.savez(tmp_path / "data.npz", x=X, y=Y)
     want = {}
@@ -295,6 +323,26 @@ def test_a_saved_model_trains_on_without_this_package(tmp_path):
     for folder, (losses, weights) in want.items():
         with np.load(folder / "after.npz") as after:
             assert_same([after["losses"], after["weights"]], [np.array(losses), weights])
+
+
+def test_a_saved_model_holds_all_that_its_step_reads(tmp_path):
+    """Slots that were added too."""
+    trainer = Trainer(tav.LAMB(0.0625, fused=False))
+    trainer.optimizer.iterations.assign(3)
+    trainer.more = tf.Variable(np.ones((3, 2), "float32"), name="more")
+    trainer.optimizer.build([trainer.weights, trainer.more])
+
+    @tf.function(input_signature=[tf.TensorSpec((3, 2))])
+    def step(gradient):
+        trainer.optimizer.apply([gradient] * 2, [trainer.weights, trainer.more])
+
+    trainer.step = step
+    trainer.step(X[:3, :2])
+    tf.saved_model.save(trainer, tmp_path / "saved")
+    again = tf.saved_model.load(tmp_path / "saved")
+    for each in (trainer, again):
+        each.step(X[3:6, :2])
+    assert_same([again.weights, again.more], [trainer.weights, trainer.more])
 
 
 @pytest.mark.parametrize("name", ["qhadam", "qhadamw", "lamb", "tf_adam_variants>AdamW"])
@@ -375,24 +423,29 @@ def test_the_same_numbered_variables_in_another_order_are_an_error():
         in_another_order(["dense/kernel", "dense_1/kernel"])
 
 
-@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
-@pytest.mark.parametrize("which", ["0", "3", "layout", "sha256"])
-def test_damaged_state_is_an_error(which, built, tmp_path):
-    made = model(tav.LAMB(0.0625))
-    fit(made)
-    path = tmp_path / "model.weights.h5"
-    made.save_weights(path)
+def flip_a_bit(path, which):
     with h5py.File(path, "r+") as file:
         array = file["optimizer/vars"][which][()]
         array = np.frombuffer(bytes([array.tobytes()[0] ^ 1]) + array.tobytes()[1:], array.dtype)
         file["optimizer/vars"][which][()] = array.reshape(file["optimizer/vars"][which].shape)
-    other = model(tav.LAMB(0.0625))
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "built later"])
+def test_damaged_state_is_an_error(built, tmp_path):
+    made, other = model(tav.LAMB(0.0625)), model(tav.LAMB(0.0625))
+    made.optimizer.build(made.trainable_variables)
+    path = tmp_path / "model.weights.h5"
+    made.save_weights(path)
     if built:
         other.optimizer.build(other.trainable_variables)
     before = [v.numpy() for v in other.optimizer.variables]
-    with pytest.raises(ValueError, match="saved state of lamb is damaged"):
-        other.load_weights(path)
-    assert_same([v.numpy() for v in other.optimizer.variables], before)
+    for which in ("0", "3", "layout", "sha256"):
+        flip_a_bit(path, which)
+        with pytest.raises(ValueError, match="saved state of lamb is damaged"):
+            other.load_weights(path)
+        assert_same([v.numpy() for v in other.optimizer.variables], before)
+        flip_a_bit(path, which)
+    other.load_weights(path)
 
 
 def test_state_that_was_saved_without_a_digest(tmp_path):

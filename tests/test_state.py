@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_saving import OPTIMIZERS, assert_same, fit, model, state
+from test_saving import OPTIMIZERS, assert_same, fit, in_turn, model, state
 from test_strategies import strategy_of
 
 import tf_adam_variants as tav
@@ -48,8 +48,7 @@ def assert_same_slots(have, want):
         np.testing.assert_array_equal(have[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "fused graph"])
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "mode"), in_turn(cases.CASES, ["eager", "graph", "fused graph"]))
 def test_variables_are_added_frozen_and_thawed(case, mode):
     phases = [((0, 1), 40), ((0, 1, 2, 3), 3), ((1, 2), 2), ((3, 0), 1), ((0, 1, 2, 3), 2)]
     trained = [indices for indices, steps in phases for _ in range(steps)]
@@ -73,8 +72,9 @@ def test_variables_are_added_frozen_and_thawed(case, mode):
     assert cases.worst(history, want) < 1e-12
 
 
-@pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("case", [cases.CASES[0], cases.CASES[5], cases.CASES[6]], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("mode", "case"), in_turn(cases.MODES, [cases.CASES[0], cases.CASES[5], cases.CASES[6]])
+)
 def test_state_that_is_assigned_is_taken_up(case, mode):
     """Weights, slots and the number of steps, by `assign` and by `set_weights`, in a traced function."""
     inits, grads = cases.problem(3)
@@ -219,6 +219,83 @@ def test_exclusions_hold_for_added_variables():
     assert [float(v[0]) for v in (kernel, bias, late)] == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_when_variables_were_added_is_state(mode):
+    """One int64 variable per late `build`, which a traced function reads, and `set_weights` sets."""
+    inits, grads = cases.problem(9)
+
+    def optimizer_at(*counts):
+        """An optimizer with one more variable after each count of updates, and its step on all of them."""
+        optimizer, weights = tav.QHAdam(RATE), cases.variables(inits, tf.float64)
+        optimizer.build(weights[:1])
+        for i, count in enumerate(counts, 2):
+            optimizer.iterations.assign(count)
+            optimizer.build(weights[:i])
+        now = weights[: 1 + len(counts)]
+        return optimizer, now, cases.apply_in(mode, optimizer, now)
+
+    def run(step, first, last):
+        for g in grads[first:last]:
+            step([tf.constant(each) for each in g[:3]])
+
+    def values(optimizer):
+        return [v.numpy() for v in optimizer.variables]
+
+    assert "added_at" not in [v.name for v in optimizer_at()[0].variables]
+    one, weights, step = optimizer_at(3, 5)
+    added = [(i, v.dtype, v.numpy()) for i, v in enumerate(one.variables) if v.name == "added_at"]
+    assert added == [(6, "int64", 3), (9, "int64", 5)]  # each after the slots of its call
+    run(step, 0, 2)
+    other, its_weights, its_step = optimizer_at(1, 4)
+    run(its_step, 0, 1)  # and so traced
+    store = {}
+    for restore in ("load", "set_weights"):
+        if restore == "load":
+            one.save_own_variables(store)
+            other.load_own_variables(store)
+        else:
+            other.iterations.assign(0)
+            other.set_weights(values(one))
+        assert_same(values(other), values(one))
+        for copy_of, weight in zip(its_weights, weights, strict=True):
+            copy_of.assign(weight)
+        run(step, 2, 4)
+        run(its_step, 2, 4)
+        assert_same([w.numpy() for w in its_weights], [w.numpy() for w in weights])
+    one.iterations.assign(0)  # less than where they were added: they begin there
+    run(step, 4, 6)
+    assert [int(v.numpy()) for v in one.variables if v.name == "added_at"] == [0, 0]
+    assert all(np.all(np.isfinite(w.numpy())) for w in weights)
+
+
+def test_variables_that_were_added_by_more_calls_than_here():
+    """Loading creates variables for the calls, unless a function that is traced would not read them."""
+    inits, grads = cases.problem(3)
+    one, weights = tav.AdamW(RATE), cases.variables(inits, tf.float64)
+    for end in (2, 3, 4):
+        one.build(weights[:end])
+        one.iterations.assign_add(7)
+    store = {}
+    one.save_own_variables(store)
+    trained = [(one, weights)]
+    for calls in ((4,), (2, 4), (1, 2, 3, 4)):
+        twin, its_weights = tav.AdamW(RATE), cases.variables(inits, tf.float64)
+        for end in calls:
+            twin.build(its_weights[:end])
+        twin.load_own_variables(store)
+        trained.append((twin, its_weights))
+    for optimizer, variables in trained:
+        for g in grads:
+            optimizer.apply([tf.constant(each) for each in g], variables)
+        assert_same([w.numpy() for w in variables], [w.numpy() for w in weights])
+
+    traced, variables = tav.AdamW(RATE), cases.variables(inits, tf.float64)
+    traced.build(variables)
+    cases.apply_in("graph", traced, variables)([tf.constant(each) for each in grads[0]])
+    with pytest.raises(ValueError, match="took variables later than here, and a function"):
+        traced.load_own_variables(store)
+
+
 def test_lora():
     made = model(tav.AdamW(RATE))
     fit(made)
@@ -262,8 +339,9 @@ def by_weights_built(made, tmp_path):
 
 
 def values(made):
-    """All state, by names that do not depend on the model's."""
-    slots = {v.name.removeprefix("net_"): v.numpy() for v in made.optimizer.variables}
+    """All state, by names that do not depend on the model's; but when variables were added."""
+    variables = [v for v in made.optimizer.variables if v.name != "added_at"]
+    slots = {v.name.removeprefix("net_"): v.numpy() for v in variables}
     return slots | {str(i): w for i, w in enumerate(made.get_weights())}
 
 
@@ -309,7 +387,7 @@ def test_a_checkpoint_goes_by_position(tmp_path):
         other.optimizer.build(other.trainable_variables)
         checkpoint = tf.train.Checkpoint(model=other, optimizer=other.optimizer)
         if in_order:
-            checkpoint.restore(path).assert_consumed()
+            checkpoint.restore(path).assert_consumed()  # with the saved count, in a `build` at another
             fit(made)
             fit(other)
             assert_same(state(other), state(made))
@@ -358,8 +436,10 @@ def inner(made):
     return getattr(made.optimizer, "inner_optimizer", made.optimizer)
 
 
-@pytest.mark.parametrize("before", ["float32", "mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("after", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    in_turn(["float32", "mixed_float16", "mixed_bfloat16"], ["mixed_float16", "mixed_bfloat16", "float32"]),
+)
 def test_state_moves_between_policies(before, after, tmp_path):
     made = mixed(before, tav.QHAdamW(RATE))
     fit(made)

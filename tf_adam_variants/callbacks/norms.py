@@ -93,9 +93,10 @@ class Before(NamedTuple):
             iterations = tf.constant(updates - 1 - start, tf.int64)
             return Coefficients.over_learning_rate(hp, StepInputs(iterations, self.learning_rate)).cast(dtype)
 
+        starts = self.optimizer._added_at.values()
         numbers: dict[str, float] = {}
         for copy in self.copies:
-            c = coefficients(self.optimizer._layout.start_of(copy.number), copy.state.momentum.dtype)
+            c = coefficients(starts.get(copy.number, 0), copy.state.momentum.dtype)
             with tf.device(copy.state.variable.device):
                 values = self._norms_of(copy, c, updates - self.updates)
             numbers |= {f"{quantity}/{copy.name}": value for quantity, value in values.items()}

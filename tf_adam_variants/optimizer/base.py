@@ -17,11 +17,11 @@ from tf_adam_variants.engines.variable_state import GroupSpec, VariableState
 from tf_adam_variants.optimizer import accumulation, arguments, averages, gradients, replicas, slots
 from tf_adam_variants.optimizer.attributes import Attributes
 from tf_adam_variants.optimizer.gradients import Form
-from tf_adam_variants.state.store import SavedState
+from tf_adam_variants.state.savable import Savable
 from tf_adam_variants.utils.variables import as_list, is_half, tf_variable
 
 
-class AdamVariant(Attributes):
+class AdamVariant(Attributes, Savable):
     """An optimizer whose step is described by `Hyperparameters`, which a variant's constructor fills in.
 
     `apply` replaces that of Keras and calls nothing of it. `utils/internals.py` lists the private attributes
@@ -39,7 +39,6 @@ class AdamVariant(Attributes):
         super().__init__(hyperparameters, learning_rate, exclude_from_layer_adaptation, common)
         self._no_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
         self._no_adaptation: frozenset[int] = frozenset()
-        self._layout = SavedState(self)  # checkpoints hold it under this name
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -66,8 +65,8 @@ class AdamVariant(Attributes):
         slots.check_types(new, self.name)
         for strategy in (self._distribution_strategy, tf.distribute.get_strategy()):
             replicas.check_strategy(strategy, self.name)
-        before = len(self.variables) if self.built else 0
-        if before:
+        slots_before = self._number_of_slots() if self.built else 0
+        if slots_before:
             slots.build_on_more(self, new)
         else:
             slots.check_half_options(self, variables)
@@ -78,7 +77,7 @@ class AdamVariant(Attributes):
         if self._adaptation_exclusions.patterns is not None:
             self._no_adaptation = self._adaptation_exclusions.find_indices(everything)
         self._devices = frozenset(map(replicas.devices, everything))
-        self._layout.slots_were_made(before)
+        self._restore_new_slots(len(new), slots_before)
 
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: str = "zeros"
@@ -87,24 +86,6 @@ class AdamVariant(Attributes):
         if name in ("gradient_accumulator", "average") and is_half(reference_variable):
             return slots.in_type_of_arithmetic(self, reference_variable, name)
         return super().add_variable_from_reference(reference_variable, name=name, initializer=initializer)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Write the state, and which variables it has, to a Keras store."""
-        self._layout.save(store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Set the state from a Keras store, now or, before the slots exist, when `build` creates them.
-
-        Raises:
-            ValueError: that names the differences, where the saved state belongs to another optimizer.
-        """
-        self._layout.load(store)
-
-    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        children = super()._trackable_children(save_type, **kwargs)
-        if save_type == "savedmodel":  # it holds no Python state, and would be missed on loading
-            children = {name: child for name, child in children.items() if child is not self._layout}
-        return children
 
     # -- one step, read downwards ----------------------------------------------------------------------------
 
@@ -134,7 +115,7 @@ class AdamVariant(Attributes):
         grads = gradients.check(grads, variables, keys, self.name)
         if not self.built:
             self.build(variables)
-        self._layout.finish()
+        self._check_restored()
         gradients.check_known(variables, keys, self._trainable_variables_indices, self.name)
         with (
             keras.name_scope(self.name, caller=self),
@@ -211,11 +192,11 @@ class AdamVariant(Attributes):
             first = replicas.first_replica_value(strategy, gradient)
             sparse = isinstance(first, tf.IndexedSlices) or index in lazy_indices
             devices = one_place or replicas.devices(variable)
-            key = engine_of(variable.dtype, sparse), variable.dtype, devices, self._layout.start_of(index)
+            key = engine_of(variable.dtype, sparse), variable.dtype, devices, self._added_at.call_of(index)
             groups.setdefault(key, []).append((gradient, variable))
         scale = self._gradient_scale(strategy, grads, variables, next(iter(groups))[0])
-        for (engine, _, _, start), pairs in groups.items():
-            inputs = StepInputs(iterations - start if start else iterations, rate, scale, seed)
+        for (engine, _, _, call), pairs in groups.items():
+            inputs = StepInputs(self._added_at.count(iterations, call), rate, scale, seed)
             own_gradients, own_variables = zip(*pairs, strict=True)
             step = functools.partial(
                 self._step_on_device,

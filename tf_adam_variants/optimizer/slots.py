@@ -11,18 +11,6 @@ import tensorflow as tf
 from tf_adam_variants.utils import internals
 from tf_adam_variants.utils.variables import is_half, path_of, state_dtype, tf_variable
 
-# The attributes with a list of slots, one a variable. The first two are Keras's.
-_LISTS = (
-    *("_model_variables_moving_average", "_accumulated_gradients"),
-    *("_momentums", "_velocities", "_velocity_hats", "_master_weights"),
-)
-
-
-def indices(optimizer: keras.optimizers.Optimizer) -> dict[int, int]:
-    """The index of the variable that a slot belongs to, by the slot's id."""
-    lists = [getattr(optimizer, name, ()) for name in _LISTS]
-    return {id(slot): i for slots in lists for i, slot in enumerate(slots) if slot is not None}
-
 
 def check_types(variables: list[Any], name: str) -> None:
     """Raise a ValueError for a variable that has no real floating type."""
@@ -68,9 +56,6 @@ def build_on_more(optimizer: Any, new: list[Any]) -> None:
     for i, variable in enumerate(new, first):
         optimizer._trainable_variables_indices[optimizer._var_key(variable)] = i
     optimizer._trainable_variables.extend(new)
-    with tf.init_scope():
-        updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
-    optimizer._layout.starts |= dict.fromkeys(range(first, first + len(new)), updates)
     if optimizer.use_ema:
         optimizer._model_variables_moving_average.extend(add_averages(optimizer, new))
     if optimizer.gradient_accumulation_steps:
