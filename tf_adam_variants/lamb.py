@@ -21,8 +21,8 @@ class LAMB(AdamVariant):
         r  = |w| / |u|
         w <- w - learning_rate r u
 
-    The trust ratio r is 1 if either norm is 0; `trust_ratio_min` and `trust_ratio_max` then bound it. Excluded
-    variables always have r = 1.
+    The trust ratio r is 1 if either norm is 0; `trust_ratio_min` and `trust_ratio_max` then bound it.
+    Excluded variables always have r = 1.
 
     Args:
         {{learning_rate}}

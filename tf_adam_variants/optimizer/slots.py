@@ -28,9 +28,9 @@ def check_half_options(optimizer: keras.optimizers.Optimizer, variables: list[An
         if getattr(optimizer, option) and not any(map(is_half, variables)):
             types = ", ".join(sorted({tf.as_dtype(variable.dtype).name for variable in variables}))
             raise ValueError(
-                f"`{option}=True` is for float16 and bfloat16 variables. Received: variables of type {types}, "
-                "which are updated in full precision as they are (a mixed_... policy makes such). Leave it "
-                "out"
+                f"`{option}=True` is for float16 and bfloat16 variables. Received: variables of type "
+                f"{types}, which are updated in full precision as they are (a mixed_... policy makes such). "
+                "Leave it out"
             )
 
 
