@@ -55,13 +55,13 @@ def gradient(rows: int) -> tuple[tf.IndexedSlices, int]:
     return tf.IndexedSlices(values, tf.constant(ids), (rows, WIDTH)), len(set(ids))
 
 
-def prepare(make: Callable[[], keras.optimizers.Optimizer], rows: int) -> Coefficients:
+def prepare(make: Callable[[], keras.optimizers.Optimizer], rows: int) -> Step:
     optimizer, table, slices = make(), tf.Variable(tf.zeros((rows, WIDTH))), gradient(rows)[0]
     optimizer.build([table])
     return tf.function(lambda: optimizer.apply([slices], [table]))
 
 
-def prepare_torch(rows: int) -> Coefficients:
+def prepare_torch(rows: int) -> Step:
     torch.set_num_threads(os.cpu_count())
     table, slices = torch.zeros((rows, WIDTH), requires_grad=True), gradient(rows)[0]
     ids, values = (torch.tensor(tensor.numpy()) for tensor in (slices.indices, slices.values))
@@ -72,7 +72,7 @@ def prepare_torch(rows: int) -> Coefficients:
     return optimizer.step
 
 
-def contestants() -> dict[str, Callable[[int], Coefficients]]:
+def contestants() -> dict[str, Callable[[int], Step]]:
     """Those that can run here, by name: the rows of the table -> a step."""
     found = {"keras Adam": partial(prepare, keras.optimizers.Adam)}
     for fused in (False, True) if tav.fused.is_available() else (False,):
@@ -86,7 +86,7 @@ def contestants() -> dict[str, Callable[[int], Coefficients]]:
     return found
 
 
-def milliseconds(step: Coefficients) -> float:
+def milliseconds(step: Step) -> float:
     begin = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - begin)
