@@ -1,8 +1,8 @@
 """Milliseconds of an optimizer's step, seconds of the first one, and memory, compared with other libraries.
 
     python -m tf_adam_variants.fused build
-    python examples/benchmark.py
-    python examples/benchmark.py --sets resnet50 --rules AdamW LAMB --no-memory --json numbers.json
+    python examples/benchmarks/benchmark.py
+    python examples/benchmarks/benchmark.py --sets resnet50 --rules AdamW LAMB --no-memory --json numbers.json
 
 Timed is one update of all variables, float32 on the CPU, by a rule (AdamW, QHAdamW, LAMB), of a set:
 BERT-base's 199 variables, ResNet-50's 161, or 500 small ones, where operations count rather than bytes.
@@ -59,6 +59,7 @@ from typing import Any, NamedTuple
 # work: the next contestant would find a processor taken.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import memory

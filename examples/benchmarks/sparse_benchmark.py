@@ -1,6 +1,6 @@
 """What a sparse gradient costs: milliseconds a step and peak memory, and how they grow with the table.
 
-    python examples/sparse_benchmark.py [--json FILE]
+    python examples/benchmarks/sparse_benchmark.py [--json FILE]
 
 A step is `optimizer.apply` on one float32 table of width 64 and 8,192 ids drawn by a Zipf law, under
 `tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's optimizers with sparse_update
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import memory

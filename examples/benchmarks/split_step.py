@@ -1,6 +1,6 @@
 """What XLA does for a training step, and where the compiled op belongs: `tav.fused.split_step` compared.
 
-    python examples/split_step.py [--quick] [--models ...] [--json FILE]
+    python examples/benchmarks/split_step.py [--quick] [--models ...] [--json FILE]
 
 Four trainings of a model, from the same weights and on the same batches, take turns of a few steps in one
 process: Keras's AdamW, and ours without the op, each with the whole step compiled by XLA; ours split, with
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import bert_classifier
 import keras

@@ -11,7 +11,7 @@ chain makes, each trained in four ways from the same seeds:
 All losses are computed in float32 from the weights that the training came to, so that they differ by the
 weights alone. The script prints a table and draws the losses:
 
-    python examples/half_precision.py --out half_precision.png [--json FILE] [--seeds 5] [--quick]
+    python examples/experiments/half_precision.py --out half_precision.png [--json FILE] [--seeds 5] [--quick]
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import matplotlib

@@ -1,8 +1,8 @@
-"""What the compiled op does on a GPU, as one JSON file and one page: `make gpu-report`.
+"""What the fused kernels do on a GPU, as one JSON file and one page: `make gpu-report`.
 
-    python tests/gpu_report.py            # wants a GPU, nvcc, NumPy and PyTorch; for the last part TensorFlow
-    python tests/gpu_report.py --on-cpu   # a rehearsal: the kernels compiled for a CPU, small sets
-    python tests/gpu_report.py --page     # the page anew, from the JSON alone
+    python tests/tools/gpu_report.py            # wants a GPU, nvcc, NumPy, PyTorch; the last part TensorFlow
+    python tests/tools/gpu_report.py --on-cpu   # a rehearsal: the kernels compiled for a CPU, small sets
+    python tests/tools/gpu_report.py --page     # only the page, from the JSON
 
 The parts, each in a process of its own: what there is (environment), the kernels built (build), whether they
 are right (check), also under compute-sanitizer (its tools), how fast they are alone (bench), how many a step
@@ -29,11 +29,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))  # what cuda_kernels.py imports
+
 import cuda_bench
 import cuda_kernels
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parents[1]
 DOCS, BUILD = ROOT / "docs", ROOT / "build" / "gpu-report"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 PARTS = {  # seconds at most
@@ -109,7 +111,7 @@ def check(at):
 
 def checked(before, options, library):
     """Yields the checks that passed, with what they said; an error with the end of what was printed."""
-    program = [sys.executable, "-u", TESTS / "cuda_kernels.py", "check", "--library", library, *options]
+    program = [sys.executable, "-u", TOOLS / "cuda_kernels.py", "check", "--library", library, *options]
     printed = []
     with subprocess.Popen(
         [*before, *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -163,7 +165,7 @@ def tensorflow(at):
     if not found("tensorflow"):
         yield "not run", "TensorFlow is not installed"
         return
-    sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "benchmarks")]
     import shapes
     import tensorflow as tf
 
@@ -293,8 +295,9 @@ def sources():
     """A hash of all that a result depends on."""
     digest = hashlib.sha256()
     for pattern in (
-        *("custom_ops/*.h", "custom_ops/*.cc", "custom_ops/*.cu", "examples/shapes.py"),
-        *("tests/cuda_*.py", "tests/cuda_on_cpu/**/*.*", "tests/oracle.py", "tf_adam_variants/**/*.py"),
+        *("custom_ops/*.h", "custom_ops/*.cc", "custom_ops/*.cu", "examples/benchmarks/shapes.py"),
+        *("tests/tools/cuda_*.py", "tests/tools/cuda_on_cpu/**/*.*"),
+        *("tests/helpers/oracle.py", "tf_adam_variants/**/*.py"),
     ):
         for file in sorted(ROOT.glob(pattern)):
             if file.suffix != ".pyc":
