@@ -96,15 +96,20 @@ def search():
     return _library._search.__wrapped__()
 
 
+def assert_not_usable(folder, message):
+    """A search finds nothing, and says of this folder why and what to do."""
+    found = search()
+    assert found.ops is None
+    assert f"The compiled op in {folder} cannot be used: " in found.reason
+    assert message in found.reason
+    assert f"`{BUILD_IT} --force` builds it anew" in found.reason
+
+
 def test_a_library_that_fits_is_loaded(opened):
     library = write_entry_in_cache()
     found = search()
     assert (found.ops, found.library, found.reason) == ("ops", library, "")
     assert opened == [library]
-
-
-def test_a_link_to_nowhere_hides_no_library(opened):
-    library = write_entry_in_cache()
     (_library.cache() / f"tf{tf.__version__}-1").symlink_to("/nowhere")
     assert search().library == library
 
@@ -132,19 +137,14 @@ def test_the_wheels_library_comes_first_and_then_the_newest(opened, tmp_path):
     ],
 )
 def test_a_library_that_does_not_fit_is_not_opened(opened, changes, message):
-    library = write_entry_in_cache(**changes)
-    found = search()
-    assert found.ops is None
-    assert message in found.reason
-    assert str(library.parent) in found.reason
-    assert BUILD_IT in found.reason
+    assert_not_usable(write_entry_in_cache(**changes).parent, message)
     assert opened == []
 
 
 def test_a_library_of_sources_that_have_changed_since(opened):
-    write_entry_in_cache()
+    library = write_entry_in_cache()
     (_library.sources() / "loops.h").write_text("two")
-    assert "other sources" in search().reason
+    assert_not_usable(library.parent, "other sources")
     assert opened == []
 
 
@@ -163,10 +163,7 @@ def test_damage(opened, name):
         file.unlink(missing_ok=True)
         if contents is not None:
             file.write_bytes(contents)
-        found = search()
-        assert found.ops is None
-        assert f"The compiled op in {file.parent} cannot be used" in found.reason
-        assert BUILD_IT in found.reason
+        assert_not_usable(file.parent, "it ")
     assert opened == []
 
 
@@ -191,22 +188,15 @@ def test_what_cannot_be_loaded(opened, monkeypatch, tmp_path, code, message):
     monkeypatch.undo()
     monkeypatch.setenv("TF_ADAM_VARIANTS_CACHE", str(tmp_path / "cache"))
     write_entry_in_cache(contents=b"no library " * 1000 if code is None else compile_library(tmp_path, code))
-    found = search()
-    assert found.ops is None
-    assert message in found.reason
-    assert f"{BUILD_IT} --force" in found.reason
+    assert_not_usable(_library.cache() / f"tf{tf.__version__}-0", message)
 
 
-def test_no_library_anywhere(opened):
-    found = search()
-    assert "is not built" in found.reason
-    assert str(_library.cache()) in found.reason
-    assert BUILD_IT in found.reason
-    _library.cache().write_text("a file")
-    assert "is not built" in search().reason
+def test_no_library_anywhere(opened, monkeypatch):
+    for _ in ("no folder", "a file"):
+        reason = search().reason
+        assert f"The compiled op is not built: there is none in {_library.cache()}. `{BUILD_IT}`" in reason
+        _library.cache().write_text("a file")
 
-
-def test_nobody_is_at_home(opened, monkeypatch):
     def home():
         raise RuntimeError("Could not determine home directory.")
 
@@ -398,23 +388,19 @@ def test_a_cache_that_is_only_read(opened):
     library.parent.chmod(0o700)
 
 
-@pytest.mark.parametrize(
-    ("machine", "accepts", "sets"),
-    [
-        ("x86_64", True, ["baseline", "v3", "v4"]),
-        ("x86_64", False, ["baseline"]),
-        ("aarch64", True, ["baseline"]),
-    ],
-)
-def test_what_is_compiled_for_which_processor(monkeypatch, machine, accepts, sets):
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    units = _build._units(["true" if accepts else "false"])
-    loops = [unit.flags for unit in units if unit.source == "loops.cc"]
-    assert [flag[len("-DTFAV_SET=") :] for flags in loops for flag in flags if "TFAV_SET" in flag] == sets
-    marches = [flag for unit in units for flag in unit.flags if flag.startswith("-march")]
-    levels = [f"-march=x86-64{'' if name == 'baseline' else '-' + name}" for name in sets]
-    assert marches == (levels if machine == "x86_64" else [])
-    assert any("-DTFAV_X86_LEVELS" in unit.flags for unit in units) == (len(sets) > 1)
+def test_what_is_compiled_for_which_processor(monkeypatch):
+    for machine, compiler, sets in (
+        ("x86_64", "true", ["baseline", "v3", "v4"]),
+        ("x86_64", "false", ["baseline"]),  # it does not know the newer levels
+        ("aarch64", "true", ["baseline"]),
+    ):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        units = _build._units([compiler])
+        flags = [flag for unit in units for flag in unit.flags]
+        assert [flag.partition("=")[2] for flag in flags if "TFAV_SET" in flag] == sets
+        levels = [f"-march=x86-64{'' if name == 'baseline' else '-' + name}" for name in sets]
+        assert [flag for flag in flags if "-march" in flag] == (levels if machine == "x86_64" else [])
+        assert ("-DTFAV_X86_LEVELS" in flags) == (len(sets) > 1)
 
 
 def test_every_source_is_compiled():
