@@ -355,7 +355,7 @@ ROWS = {  # of the tables of the docs: a row's name, and those of the contestant
 SUMMARY = {
     "Keras, graph": "Keras, graph",
     "Keras, XLA": "Keras, XLA",
-    "**fused, graph**": "**ours with the compiled op**",
+    "**fused, graph**": "**ours with fused kernels**",
     "pure, graph": "ours without it, graph",
     "torch, fused": "torch, fused",
     "optax, jit": "optax, jit",
@@ -444,7 +444,7 @@ def main() -> None:
         *names, what = options.one
         print(json.dumps(measure(*names, int(what)) if what.isdigit() else mebibytes(*names, what)))
         return
-    there = {"the compiled op": tav.fused.is_available(), "torch": torch, "optax": jax, FLOOR: plain_loops()}
+    there = {"fused kernels": tav.fused.is_available(), "torch": torch, "optax": jax, FLOOR: plain_loops()}
     missing = [name for name, found in there.items() if not found]
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs", end=", ")
     print(f"medians of {options.rounds} rounds; missing: {', '.join(missing) or 'nothing'}\n", flush=True)

@@ -4,7 +4,7 @@
 
 A step is `optimizer.apply` on one float32 table of width 64 and 8,192 ids drawn by a Zipf law, under
 `tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's optimizers with sparse_update
-"exact" and "lazy", pure (fused=False) and, where the compiled op is built, fused, and torch.optim.SparseAdam,
+"exact" and "lazy", pure (fused=False) and, where the kernels are built, fused, and torch.optim.SparseAdam,
 where PyTorch is installed (lazy, without decay), take turns in one process (medians; "Keras x" is the ratio).
 Then the lazy AdamW step alone, on tables of 100,000 to 4,000,000 rows, each in a process of its own: how much
 memory the steps need beyond the table and its slots is the growth of the process's peak while they run.

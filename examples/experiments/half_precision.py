@@ -198,7 +198,7 @@ def picture(numbers: dict[str, Any], path: Path) -> None:
 
 def table(runs: dict[str, dict[str, list[Run]]], step_times: dict[str, float]) -> Table:
     seeds = len(next(iter(runs["digits"].values())))
-    engine = "with the compiled op" if tav.fused.is_available() else "without the compiled op"
+    engine = "with fused kernels" if tav.fused.is_available() else "without fused kernels"
     result = Table(title=f"seeds: {seeds}; mean ± standard deviation; the optimizer's step {engine}")
     result.add_column("variables")
     for name in runs:

@@ -199,7 +199,7 @@ def measured(tf, contestants, rounds, window):
         try:
             step = make()
             first = seconds(step, 1)
-        except Exception as error:  # the compiled op may be missing; the others can run
+        except Exception as error:  # the fused kernels may be missing; the others can run
             results[name] = {"not run": " ".join(str(error).split())[:300]}
             continue
         steps[name], results[name] = step, {"first": first}
@@ -216,7 +216,7 @@ def measured(tf, contestants, rounds, window):
 
 
 def update_contestants(rule, set_shapes):
-    """What makes a step of an update alone, by name. Split: XLA yields the gradients, and the op takes it."""
+    """Functions that make an update step, by name. Split: XLA computes the gradients, the kernels update."""
     import keras
     import tensorflow as tf
 
@@ -419,7 +419,7 @@ def on_paper():
 def page(report):
     """The page of docs/, from the JSON alone."""
     results = {name: record["result"] for name, record in report.items()}
-    parts = ["# The compiled op on a GPU\n", "`make gpu-report` writes this page. Do not edit it.\n"]
+    parts = ["# The fused kernels on a GPU\n", "`make gpu-report` writes this page. Do not edit it.\n"]
     if any(record["on_cpu"] for record in report.values()):
         parts.append("**A rehearsal on a CPU: no figure on this page says anything about a GPU.**\n")
     parts.append("## On paper, and measured\n")
@@ -436,8 +436,8 @@ def page(report):
     parts.append(table(headings, rows))
     kinds = "; ".join(f"{kept.name}: {kept.bytes}" for kept in cuda_bench.DENSE)
     parts.append(
-        f"Bytes a parameter: {kinds}. By rows: 24 bytes for each element of a row that is named (lazy) or of "
-        "all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's sort, "
+        f"Bytes per parameter: {kinds}. By rows: 24 bytes for each element of a row that is named (lazy) or "
+        "of all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's sort, "
         "too.\n"
     )
     for name in PARTS:
