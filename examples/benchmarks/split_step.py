@@ -5,7 +5,8 @@
 Four trainings of a model, from the same weights and on the same batches, take turns of a few steps in one
 process: Keras's AdamW, and ours without them, each with the whole step compiled by XLA; ours split, with
 gradients by XLA and the update by the fused kernels; ours with these and without XLA. Milliseconds are
-medians of a step in `fit`, without the first turn; the first step, measured once, has tracing and compiling in it.
+medians of a step in `fit`, without the first turn; the first step, measured once, has tracing and compiling
+in it.
 """
 
 from __future__ import annotations

@@ -437,8 +437,8 @@ def page(report):
     kinds = "; ".join(f"{kept.name}: {kept.bytes}" for kept in cuda_bench.DENSE)
     parts.append(
         f"Bytes per parameter: {kinds}. By rows: 24 bytes for each element of a row that is named (lazy) or "
-        "of all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's sort, "
-        "too.\n"
+        "of all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's "
+        "sort, too.\n"
     )
     for name in PARTS:
         parts.append(f"## {name.capitalize()}\n")
