@@ -29,8 +29,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))  # what cuda_kernels.py imports
-
 import cuda_bench
 import cuda_kernels
 
