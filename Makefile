@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-# The programs of tests/tools import what the tests share.
+# Programs of tests/tools import what the tests share.
 WITH_HELPERS = PYTHONPATH=tests/helpers
 
 .PHONY: demo build test test-all mutants fuzz endurance torture lint docs figures bench sanitize sanitize-cuda test-cuda \
@@ -83,21 +83,21 @@ PRELOADED = $(foreach library,$(1) libstdc++,$(shell $(CXX) -print-file-name=$(l
 
 sanitize-cuda: $(VENV)/installed ## The same for the kernels for GPUs.
 	LD_PRELOAD="$(call PRELOADED,libasan)" ASAN_OPTIONS=detect_leaks=0 \
-		$(WITH_HELPERS) $(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=address,undefined
-	LD_PRELOAD="$(call PRELOADED,libtsan)" $(WITH_HELPERS) $(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=thread --without huge
+		$(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=address,undefined
+	LD_PRELOAD="$(call PRELOADED,libtsan)" $(BIN)/python $(CUDA_CHECKED) --flag=-fsanitize=thread --without huge
 
 # These want a GPU, nvcc, and a Python with NumPy and PyTorch. Only a part of the report wants TensorFlow.
 test-cuda: ## The kernels for GPUs against the oracle.
-	$(WITH_HELPERS) $(PYTHON) tests/tools/cuda_kernels.py check
+	$(PYTHON) tests/tools/cuda_kernels.py check
 
 sanitize-on-gpu: ## The kernels for GPUs under compute-sanitizer.
 	set -e; for tool in memcheck racecheck initcheck; do \
-		$(WITH_HELPERS) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no \
 			--error-exitcode 1 $(PYTHON) tests/tools/cuda_kernels.py check --quick --without huge; \
 	done
 
 gpu-report: ## Both, and how fast they are: docs/gpu-report.json and .md. ON_CPU=1 rehearses it without a GPU.
-	$(WITH_HELPERS) $(PYTHON) tests/tools/gpu_report.py $(if $(ON_CPU),--on-cpu)
+	$(PYTHON) tests/tools/gpu_report.py $(if $(ON_CPU),--on-cpu)
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest
