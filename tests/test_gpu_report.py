@@ -108,11 +108,11 @@ def test_nothing_goes_on_after_a_part_that_took_too_long(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     reading = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     script = f"exec 3> {tmp_path / 'fifo'}; (sleep 10; echo alive >&3) & wait"
-    assert gpu_report.ended(["sh", "-c", script], 1) is None
+    assert gpu_report.run_for(["sh", "-c", script], 1) is None
     os.set_blocking(reading, True)
     assert os.read(reading, 100) == b""  # the end, when nobody holds it any more
     os.close(reading)
-    assert gpu_report.ended(["sh", "-c", "exit 3"], 60) == 3
+    assert gpu_report.run_for(["sh", "-c", "exit 3"], 60) == 3
 
 
 def test_a_rehearsal_is_not_written_into_docs(capsys):
