@@ -98,7 +98,7 @@ def test_what_nvcc_reports(tmp_path):
 @needs_nvcc
 def test_the_built_library_has_them():
     """They are registered, and call their own CUDA runtime, not that of TensorFlow with the same names."""
-    ops, path, build, _ = _library.found()
+    ops, path, build, _ = _library.find_library()
     assert ops
     assert build.cuda == str(cuda())
     program = """
@@ -159,9 +159,9 @@ def test_the_program_says_what_is_missing():
 
 
 def test_a_library_without_them_says_so(monkeypatch):
-    _, path, build, _ = _library.found()
+    _, path, build, _ = _library.find_library()
     without = _library.Found("ops", path, build._replace(cuda="none (no nvcc)"), "")
-    monkeypatch.setattr(_library, "found", lambda: without)
+    monkeypatch.setattr(_library, "find_library", lambda: without)
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda path: object())
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
         _library._gpu_reason.__wrapped__((0,))

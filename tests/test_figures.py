@@ -62,7 +62,7 @@ def test_the_numbers_in_the_sentences_about_benchmarks():
     bert = dense["bert-base"]
     mebibytes = [bert[rule]["fused, graph"]["mib"] for rule in ("AdamW", "LAMB")]
     mebibytes.append(bert["AdamW"]["Keras AdamW, graph"]["mib"])
-    range_of_times = rf"{min(times):.1f}( to |[-\\u2013]){max(times):.1f} ?(times|x)"
+    range_of_times = rf"{min(times):.1f}( to |[-\u2013]){max(times):.1f} ?(times|x)"
     for page, *patterns in (
         ("README.md", range_of_times, theirs, ours),
         ("docs/sparse.md", theirs, ours),

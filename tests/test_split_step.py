@@ -348,7 +348,7 @@ def test_without_the_op_the_step_stays_keras(monkeypatch, caplog):
     model.compile("lamb", "mse")
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, LOGGER):
         patch.setattr(
-            tav.fused._library, "found", lambda: tav.fused._library.Found(reason="It is not built.")
+            tav.fused._library, "find_library", lambda: tav.fused._library.Found(reason="It is not built.")
         )
         tav.fused.split_step(model)
     assert caplog.messages == ["split_step leaves the training step as it is: It is not built."]

@@ -1,8 +1,8 @@
 """Milliseconds of an optimizer's step, seconds of the first one, and memory, compared with other libraries.
 
     python -m tf_adam_variants.fused build
-    python examples/benchmark.py
-    python examples/benchmark.py --sets resnet50 --rules AdamW LAMB --no-memory --json numbers.json
+    python examples/benchmarks/benchmark.py
+    python examples/benchmarks/benchmark.py --sets resnet50 --rules AdamW LAMB --no-memory --json numbers.json
 
 Timed is one update of all variables, float32 on the CPU, by a rule (AdamW, QHAdamW, LAMB), of a set:
 BERT-base's 199 variables, ResNet-50's 161, or 500 small ones, where operations count rather than bytes.
@@ -59,6 +59,7 @@ from typing import Any, NamedTuple
 # work: the next contestant would find a processor taken.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import memory
@@ -354,7 +355,7 @@ ROWS = {  # of the tables of the docs: a row's name, and those of the contestant
 SUMMARY = {
     "Keras, graph": "Keras, graph",
     "Keras, XLA": "Keras, XLA",
-    "**fused, graph**": "**ours with the compiled op**",
+    "**fused, graph**": "**ours with fused kernels**",
     "pure, graph": "ours without it, graph",
     "torch, fused": "torch, fused",
     "optax, jit": "optax, jit",
@@ -443,7 +444,7 @@ def main() -> None:
         *names, what = options.one
         print(json.dumps(measure(*names, int(what)) if what.isdigit() else mebibytes(*names, what)))
         return
-    there = {"the compiled op": tav.fused.is_available(), "torch": torch, "optax": jax, FLOOR: plain_loops()}
+    there = {"fused kernels": tav.fused.is_available(), "torch": torch, "optax": jax, FLOOR: plain_loops()}
     missing = [name for name, found in there.items() if not found]
     print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {os.cpu_count()} CPUs", end=", ")
     print(f"medians of {options.rounds} rounds; missing: {', '.join(missing) or 'nothing'}\n", flush=True)

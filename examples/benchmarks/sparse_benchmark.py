@@ -1,10 +1,10 @@
 """What a sparse gradient costs: milliseconds a step and peak memory, and how they grow with the table.
 
-    python examples/sparse_benchmark.py [--json FILE]
+    python examples/benchmarks/sparse_benchmark.py [--json FILE]
 
 A step is `optimizer.apply` on one float32 table of width 64 and 8,192 ids drawn by a Zipf law, under
 `tf.function`. First, on a table of 1,000,000 rows, Keras's Adam, this package's optimizers with sparse_update
-"exact" and "lazy", pure (fused=False) and, where the compiled op is built, fused, and torch.optim.SparseAdam,
+"exact" and "lazy", pure (fused=False) and, where the kernels are built, fused, and torch.optim.SparseAdam,
 where PyTorch is installed (lazy, without decay), take turns in one process (medians; "Keras x" is the ratio).
 Then the lazy AdamW step alone, on tables of 100,000 to 4,000,000 rows, each in a process of its own: how much
 memory the steps need beyond the table and its slots is the growth of the process's peak while they run.
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import memory
@@ -55,13 +56,13 @@ def gradient(rows: int) -> tuple[tf.IndexedSlices, int]:
     return tf.IndexedSlices(values, tf.constant(ids), (rows, WIDTH)), len(set(ids))
 
 
-def prepare(make: Callable[[], keras.optimizers.Optimizer], rows: int) -> Coefficients:
+def prepare(make: Callable[[], keras.optimizers.Optimizer], rows: int) -> Step:
     optimizer, table, slices = make(), tf.Variable(tf.zeros((rows, WIDTH))), gradient(rows)[0]
     optimizer.build([table])
     return tf.function(lambda: optimizer.apply([slices], [table]))
 
 
-def prepare_torch(rows: int) -> Coefficients:
+def prepare_torch(rows: int) -> Step:
     torch.set_num_threads(os.cpu_count())
     table, slices = torch.zeros((rows, WIDTH), requires_grad=True), gradient(rows)[0]
     ids, values = (torch.tensor(tensor.numpy()) for tensor in (slices.indices, slices.values))
@@ -72,7 +73,7 @@ def prepare_torch(rows: int) -> Coefficients:
     return optimizer.step
 
 
-def contestants() -> dict[str, Callable[[int], Coefficients]]:
+def contestants() -> dict[str, Callable[[int], Step]]:
     """Those that can run here, by name: the rows of the table -> a step."""
     found = {"keras Adam": partial(prepare, keras.optimizers.Adam)}
     for fused in (False, True) if tav.fused.is_available() else (False,):
@@ -86,7 +87,7 @@ def contestants() -> dict[str, Callable[[int], Coefficients]]:
     return found
 
 
-def milliseconds(step: Coefficients) -> float:
+def milliseconds(step: Step) -> float:
     begin = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - begin)

@@ -1,11 +1,12 @@
-"""What XLA does for a training step, and where the compiled op belongs: `tav.fused.split_step` compared.
+"""What XLA does for a training step, and where the fused kernels belong: `tav.fused.split_step` compared.
 
-    python examples/split_step.py [--quick] [--models ...] [--json FILE]
+    python examples/benchmarks/split_step.py [--quick] [--models ...] [--json FILE]
 
 Four trainings of a model, from the same weights and on the same batches, take turns of a few steps in one
-process: Keras's AdamW, and ours without the op, each with the whole step compiled by XLA; ours split, with
-gradients by XLA and the update by the op; ours with the op and without XLA. Milliseconds are medians of a
-step in `fit`, without the first turn; the first step, measured once, has tracing and compiling in it.
+process: Keras's AdamW, and ours without them, each with the whole step compiled by XLA; ours split, with
+gradients by XLA and the update by the fused kernels; ours with these and without XLA. Milliseconds are
+medians of a step in `fit`, without the first turn; the first step, measured once, has tracing and compiling
+in it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import bert_classifier
 import keras

@@ -14,7 +14,7 @@ Reported is by which factor the best decay is multiplied where the rate is 4 tim
 through those rates with which the network learns and where a decay in the grid helps; and how far the loss is
 above the lowest, at 4 times the rate or a fourth of it, where the decay is kept.
 
-    python examples/adamw_decoupling.py --json adamw_decoupling.json --out adamw_decoupling.png
+    python examples/experiments/adamw_decoupling.py --json adamw_decoupling.json --out adamw_decoupling.png
 """
 
 from __future__ import annotations

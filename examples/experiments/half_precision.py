@@ -11,7 +11,7 @@ chain makes, each trained in four ways from the same seeds:
 All losses are computed in float32 from the weights that the training came to, so that they differ by the
 weights alone. The script prints a table and draws the losses:
 
-    python examples/half_precision.py --out half_precision.png [--json FILE] [--seeds 5] [--quick]
+    python examples/experiments/half_precision.py --out half_precision.png [--json FILE] [--seeds 5] [--quick]
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import matplotlib
@@ -196,7 +198,7 @@ def picture(numbers: dict[str, Any], path: Path) -> None:
 
 def table(runs: dict[str, dict[str, list[Run]]], step_times: dict[str, float]) -> Table:
     seeds = len(next(iter(runs["digits"].values())))
-    engine = "with the compiled op" if tav.fused.is_available() else "without the compiled op"
+    engine = "with fused kernels" if tav.fused.is_available() else "without fused kernels"
     result = Table(title=f"seeds: {seeds}; mean ± standard deviation; the optimizer's step {engine}")
     result.add_column("variables")
     for name in runs:

@@ -14,7 +14,7 @@ letters alone, without their order, 0.9). It is looked at 60 times or more in th
 given. An optimizer falls behind where it takes more than 1.5 times the steps of the best, or where most seeds
 do not get there.
 
-    python examples/lamb_large_batch.py --json lamb_large_batch.json --out lamb_large_batch.png
+    python examples/experiments/lamb_large_batch.py --json lamb_large_batch.json --out lamb_large_batch.png
 """
 
 from __future__ import annotations

@@ -15,15 +15,18 @@ three before it. Printed is for each pair
                      which the function is traced
     without tracing  the same without the first turn
 
-    python examples/loss_against_seconds.py --json loss_against_seconds.json --out loss_against_seconds.png
+    python examples/experiments/loss_against_seconds.py --json FILE --out FILE
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import bert_classifier
 import experiment

@@ -14,7 +14,7 @@ loss, and for its test loss by their validation loss. Rates fall to zero by a co
                     weights that have moved on
     rates           how many of the eight reach a test loss of at most 1.5 times the task's lowest
 
-    python examples/qhadam_early_gain.py --json qhadam_early_gain.json --out qhadam_early_gain.png
+    python examples/experiments/qhadam_early_gain.py --json qhadam_early_gain.json --out qhadam_early_gain.png
 """
 
 from __future__ import annotations

@@ -10,12 +10,17 @@ The data come from scikit-learn and from fixed seeds. `validation` is for tuning
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples/
 
 import keras
 import numpy as np
 import tensorflow as tf
+from digits import make_model
 from sklearn.datasets import load_digits, make_friedman1
 
 VOCABULARY, LENGTH = 24, 24
@@ -50,22 +55,11 @@ def images() -> Task:
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     x, y = digits.images[order, ..., None].astype("float32") / 16, digits.target[order]
-    return Task(digits_network, crossentropy(), *split(x, y, sizes=(1024, 386)), steps=200)
+    return Task(digits_logits, crossentropy(), *split(x, y, sizes=(1024, 386)), steps=200)
 
 
-def digits_network(dropout: float = 0.0, activation: str | None = None) -> keras.Model:
-    """Logits of the ten digits, unless activated."""
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
-            keras.layers.Flatten(),
-            *([keras.layers.Dropout(dropout)] if dropout else []),
-            keras.layers.Dense(10, activation=activation),
-        ]
-    )
+def digits_logits() -> keras.Model:
+    return make_model(dropout=0.0, activation=None)
 
 
 def text() -> Task:

@@ -4,7 +4,7 @@ The search is random, over the four optimizers of this package on scikit-learn's
 convolutional network. A hyperparameter that an optimizer does not have is not drawn for it. Each trial is
 trained twice, from different weights; its validation loss is the mean of the lowest of each.
 
-    python examples/tune.py --json tune.json --out tune.png
+    python examples/experiments/tune.py --json tune.json --out tune.png
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build(hp: keras_tuner.HyperParameters) -> keras.Model:
     with hp.conditional_scope("optimizer", ["QHAdam", "QHAdamW"]):
         if name.startswith("QH"):
             config["nu_1"] = hp.Float("nu_1", 0.0, 1.0)
-    model = small_tasks.digits_network()
+    model = small_tasks.digits_logits()
     model.compile(
         keras.optimizers.get({"class_name": f"tf_adam_variants>{name}", "config": config}),
         small_tasks.crossentropy(),

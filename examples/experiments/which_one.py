@@ -14,7 +14,7 @@ In brackets what holds 95 % of 2,000 draws of the searches, with replacement: ch
 four searches are few. An optimizer is alike with the best one where the interval of their log losses'
 difference by Student's t, over the searches, holds 0.
 
-    python examples/which_one.py --json which_one.json --out which_one.png
+    python examples/experiments/which_one.py --json which_one.json --out which_one.png
 """
 
 from __future__ import annotations

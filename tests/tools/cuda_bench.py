@@ -26,9 +26,10 @@ from cuda_kernels import (
     KernelConfig,
     Launch,
     OnCpu,
+    VariableState,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "benchmarks"))
 import shapes
 
 ADAMW, QHADAMW, LAMB = CASES[0], Case("QHAdamW", CASES[2].rule, CASES[2].terms), CASES[4]
@@ -150,7 +151,7 @@ class Memory:
 
 def ours(kernels, memory, kept, sizes):
     element = 2 if kept.type is BFLOAT16 else 4
-    parameters = (Parameter * len(sizes))()
+    parameters = (VariableState * len(sizes))()
     for t, size in zip(parameters, sizes, strict=True):
         t.w, t.g = (memory.random(size, element) for _ in "wg")
         t.m, t.v = (memory.random(size, 4) for _ in "mv")
@@ -175,7 +176,7 @@ def launch_of(memory, kept):
 
 
 def by_rows(kernels, memory, table, exact):
-    parameter = (Parameter * 1)()
+    parameter = (VariableState * 1)()
     parameter[0].w, parameter[0].m, parameter[0].v = (
         memory.random(table.rows * table.width, 4) for _ in "wmv"
     )

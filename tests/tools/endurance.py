@@ -1,6 +1,6 @@
 """Whether memory stays flat over many steps: `make endurance`.
 
-    python tests/endurance.py --steps 20000
+    python tests/tools/endurance.py --steps 20000
 
 Python's objects are counted exactly: one that is kept a step shows after ten steps. Memory blocks, in which
 numbers and strings are too, grow by some hundreds while TensorFlow's caches fill, also if nothing but

@@ -1,8 +1,8 @@
-"""What the compiled op does on a GPU, as one JSON file and one page: `make gpu-report`.
+"""What the fused kernels do on a GPU, as one JSON file and one page: `make gpu-report`.
 
-    python tests/gpu_report.py            # wants a GPU, nvcc, NumPy and PyTorch; for the last part TensorFlow
-    python tests/gpu_report.py --on-cpu   # a rehearsal: the kernels compiled for a CPU, small sets
-    python tests/gpu_report.py --page     # the page anew, from the JSON alone
+    python tests/tools/gpu_report.py            # wants a GPU, nvcc, NumPy, PyTorch; the last part TensorFlow
+    python tests/tools/gpu_report.py --on-cpu   # a rehearsal: the kernels compiled for a CPU, small sets
+    python tests/tools/gpu_report.py --page     # only the page, from the JSON
 
 The parts, each in a process of its own: what there is (environment), the kernels built (build), whether they
 are right (check), also under compute-sanitizer (its tools), how fast they are alone (bench), how many a step
@@ -32,8 +32,8 @@ from typing import NamedTuple
 import cuda_bench
 import cuda_kernels
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parents[1]
 DOCS, BUILD = ROOT / "docs", ROOT / "build" / "gpu-report"
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 PARTS = {  # seconds at most
@@ -77,10 +77,10 @@ def environment(at):
             yield name, f"none ({error})"
     yield "compute-sanitizer", shutil.which("compute-sanitizer") or "none on the PATH"
     for module in ("numpy", "torch", "cupy", "tensorflow", "keras"):
-        yield module, importlib.metadata.version(module) if found(module) else "not installed"
+        yield module, importlib.metadata.version(module) if is_installed(module) else "not installed"
 
 
-def found(module):
+def is_installed(module):
     return importlib.util.find_spec(module) is not None
 
 
@@ -104,12 +104,12 @@ def library(at):
 
 def check(at):
     options = ["--on-cpu", "--quick", "--without", "dense", "sparse", "wide_rows"] if at.on_cpu else []
-    yield from checked([], options, library(at))
+    yield from run_checks([], options, library(at))
 
 
-def checked(before, options, library):
+def run_checks(before, options, library):
     """Yields the checks that passed, with what they said; an error with the end of what was printed."""
-    program = [sys.executable, "-u", TESTS / "cuda_kernels.py", "check", "--library", library, *options]
+    program = [sys.executable, "-u", TOOLS / "cuda_kernels.py", "check", "--library", library, *options]
     printed = []
     with subprocess.Popen(
         [*before, *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -123,7 +123,7 @@ def checked(before, options, library):
         raise RuntimeError(f"exit status {running.returncode}: {''.join(printed)[-2000:]}")
 
 
-def sanitized(tool):
+def make_sanitizer(tool):
     def part(at):
         if at.on_cpu:
             yield "not run", "`make sanitize-cuda` is the form for a CPU"
@@ -134,13 +134,13 @@ def sanitized(tool):
             # PyTorch asks CUDA for functions that it may lack. Errors of our calls are raised in Python.
             before = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no"]
             options = ["--quick", "--without", "huge", "many_chunks"]
-            yield from checked([*before, "--error-exitcode", "1"], options, library(at))
+            yield from run_checks([*before, "--error-exitcode", "1"], options, library(at))
 
     return part
 
 
 def bench(at):
-    if not at.on_cpu and not found("torch"):
+    if not at.on_cpu and not is_installed("torch"):
         yield "not run", "PyTorch is not installed"
         return
     kernels = cuda_kernels.Kernels(library(at))
@@ -151,7 +151,7 @@ def bench(at):
 
 
 def launches(at):
-    if not at.on_cpu and not found("torch"):
+    if not at.on_cpu and not is_installed("torch"):
         yield "not run", "PyTorch is not installed"
         return
     kernels = cuda_kernels.Kernels(library(at))
@@ -160,10 +160,10 @@ def launches(at):
 
 def tensorflow(at):
     """Milliseconds of an update of ResNet-50's variables, and how many kernels a step launches."""
-    if not found("tensorflow"):
+    if not is_installed("tensorflow"):
         yield "not run", "TensorFlow is not installed"
         return
-    sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "benchmarks")]
     import shapes
     import tensorflow as tf
 
@@ -177,10 +177,10 @@ def tensorflow(at):
         subprocess.run(command, cwd=ROOT, stdout=sys.stderr)  # where it fails, steps say so
     for rule in "AdamW", "LAMB":
         contestants = update_contestants(rule, [(8, 8), (8,)] if at.on_cpu else shapes.resnet50())
-        yield from measured(tf, contestants, 2 if at.on_cpu else 11, 0 if at.on_cpu else 0.02).items()
+        yield from measure(tf, contestants, 2 if at.on_cpu else 11, 0 if at.on_cpu else 0.02).items()
 
 
-def measured(tf, contestants, rounds, window):
+def measure(tf, contestants, rounds, window):
     """They take turns."""
     results, steps, counts = {}, {}, {}
 
@@ -197,7 +197,7 @@ def measured(tf, contestants, rounds, window):
         try:
             step = make()
             first = seconds(step, 1)
-        except Exception as error:  # the compiled op may be missing; the others can run
+        except Exception as error:  # the fused kernels may be missing; the others can run
             results[name] = {"not run": " ".join(str(error).split())[:300]}
             continue
         steps[name], results[name] = step, {"first": first}
@@ -209,12 +209,12 @@ def measured(tf, contestants, rounds, window):
             times[name].append(seconds(step, counts[name]))
     for name, step in steps.items():
         results[name]["ms"] = 1e3 * sorted(times[name])[rounds // 2]
-        results[name]["kernels"] = kernels_of(traced(tf, step))
+        results[name]["kernels"] = kernels_of(trace_step(tf, step))
     return results
 
 
 def update_contestants(rule, set_shapes):
-    """What makes a step of an update alone, by name. Split: XLA yields the gradients, and the op takes it."""
+    """Functions that make an update step, by name. Split: XLA computes the gradients, the kernels update."""
     import keras
     import tensorflow as tf
 
@@ -246,7 +246,7 @@ def update_contestants(rule, set_shapes):
     return {name: lambda told=told: contestant(*told) for name, told in makers.items()}
 
 
-def traced(tf, step):
+def trace_step(tf, step):
     """TensorFlow's profiler on one step."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2  # private, but the only reader that ships with it
 
@@ -275,7 +275,7 @@ RUN = {
     "environment": environment,
     "build": build,
     "check": check,
-    **{tool: sanitized(tool) for tool in SANITIZERS},
+    **{tool: make_sanitizer(tool) for tool in SANITIZERS},
     "bench": bench,
     "launches": launches,
     "tensorflow": tensorflow,
@@ -293,8 +293,9 @@ def sources():
     """A hash of all that a result depends on."""
     digest = hashlib.sha256()
     for pattern in (
-        *("custom_ops/*.h", "custom_ops/*.cc", "custom_ops/*.cu", "examples/shapes.py"),
-        *("tests/cuda_*.py", "tests/cuda_on_cpu/**/*.*", "tests/oracle.py", "tf_adam_variants/**/*.py"),
+        *("custom_ops/*.h", "custom_ops/*.cc", "custom_ops/*.cu", "examples/benchmarks/shapes.py"),
+        *("tests/tools/cuda_*.py", "tests/tools/cuda_on_cpu/**/*.*"),
+        *("tests/helpers/oracle.py", "tf_adam_variants/**/*.py"),
     ):
         for file in sorted(ROOT.glob(pattern)):
             if file.suffix != ".pyc":
@@ -310,7 +311,7 @@ def run_part(name, at):
         to = Path(folder, "found")
         to.touch()
         command = [sys.executable, __file__, "--part", name, "--to", to, "--key", at.key, "--made", at.made]
-        status = ended([*command, *(["--on-cpu"] if at.on_cpu else [])], PARTS[name])
+        status = run_for([*command, *(["--on-cpu"] if at.on_cpu else [])], PARTS[name])
         whole = to.read_text().rpartition("\n")[0]
     lines = [json.loads(line) for line in whole.splitlines()]
     things = dict(line for line in lines if isinstance(line, list))
@@ -323,7 +324,7 @@ def run_part(name, at):
     return record | {"seconds": round(time.monotonic() - begin, 1)}
 
 
-def ended(command, seconds):
+def run_for(command, seconds):
     """The exit status; None where it took longer. Nothing that it started goes on then."""
     with subprocess.Popen([*map(str, command)], start_new_session=True) as process:
         try:
@@ -416,7 +417,7 @@ def on_paper():
 def page(report):
     """The page of docs/, from the JSON alone."""
     results = {name: record["result"] for name, record in report.items()}
-    parts = ["# The compiled op on a GPU\n", "`make gpu-report` writes this page. Do not edit it.\n"]
+    parts = ["# The fused kernels on a GPU\n", "`make gpu-report` writes this page. Do not edit it.\n"]
     if any(record["on_cpu"] for record in report.values()):
         parts.append("**A rehearsal on a CPU: no figure on this page says anything about a GPU.**\n")
     parts.append("## On paper, and measured\n")
@@ -433,9 +434,9 @@ def page(report):
     parts.append(table(headings, rows))
     kinds = "; ".join(f"{kept.name}: {kept.bytes}" for kept in cuda_bench.DENSE)
     parts.append(
-        f"Bytes a parameter: {kinds}. By rows: 24 bytes for each element of a row that is named (lazy) or of "
-        "all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's sort, "
-        "too.\n"
+        f"Bytes per parameter: {kinds}. By rows: 24 bytes for each element of a row that is named (lazy) or "
+        "of all (exact), and 4 for each value. How many launches a step by rows takes is decided by cub's "
+        "sort, too.\n"
     )
     for name in PARTS:
         parts.append(f"## {name.capitalize()}\n")
@@ -446,7 +447,7 @@ def page(report):
         if name not in report:
             parts.append(f"{NOT_MEASURED.capitalize()}.\n")
         elif record["result"]:
-            show = listed if "not run" in record["result"] else PAGES.get(name, listed)
+            show = format_list if "not run" in record["result"] else PAGES.get(name, format_list)
             parts.append(show(record["result"]))
     return "\n".join(parts)
 
@@ -486,7 +487,7 @@ def table(headings, rows):
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
-def listed(result):
+def format_list(result):
     return "\n".join(f"- {name}: {value}" for name, value in result.items()) + "\n"
 
 

@@ -53,13 +53,11 @@ def build(cache):
         [*compiler, *_build._LINK, *objects, "-pthread", *tf.sysconfig.get_link_flags(), "-o", str(library)],
         check=True,
     )
-    size, digest = _library.fingerprint(library)
     made = _library.Build(
         tf.__version__,
         sysconfig.get_platform(),
-        _library.source_hash(),
-        size,
-        digest,
+        _library.hash_sources(),
+        _library.hash_file(library),
         "c++",
         "-O3",
         "now",
