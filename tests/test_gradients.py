@@ -22,7 +22,7 @@ from like_sgd import (
 from strategies import strategy_of
 
 import tf_adam_variants as tav
-from tf_adam_variants.optimizer import gradients, replicas
+from tf_adam_variants.optimizer import gradients
 from tf_adam_variants.optimizer.gradients import Form
 
 
@@ -298,21 +298,15 @@ def test_unique_rows_on_one_replica_is_the_gradient(kind):
 
 @pytest.mark.parametrize("kind", SLICES)
 def test_unique_rows_of_two_replicas(kind):
-    """Each replica names the same rows: their sum repeats every index, and has each once afterwards."""
-    strategy, rows = strategy_of("two replicas"), tf.Variable(tf.zeros((ROWS, 2)))
-
-    def replica():
-        unique = gradients.prepare(make_slices(kind, "float32"), rows, Form.UNIQUE_ROWS, None, False)
-        (summed,) = replicas.sum_gradients([unique])
-        merged = gradients.unique_rows(summed, rows)
-        return merged.values, merged.indices
-
-    values, indices = strategy.experimental_local_results(strategy.run(tf.function(replica)))[0]
-    expected = sorted(set(SLICES[kind][0]))
-    assert sorted(indices.numpy()) == expected
-    np.testing.assert_array_equal(
-        to_dense(tf.IndexedSlices(values, indices)), 2 * to_dense(make_slices(kind, "float32"))
-    )
+    """Their sum is the IndexedSlices of both: each index that both name is repeated, and then summed."""
+    rows = tf.Variable(tf.zeros((ROWS, 2)))
+    own = gradients.prepare(make_slices(kind, "float32"), rows, Form.UNIQUE_ROWS, None, False)
+    both = tf.IndexedSlices(*(tf.concat([x, x], axis=0) for x in (own.values, own.indices)))
+    with strategy_of("two replicas").scope():
+        unique = gradients.unique_rows(both, rows)
+        assert gradients.unique_rows(tf.ones((ROWS, 2)), rows).shape == (ROWS, 2)
+    assert sorted(unique.indices.numpy()) == sorted(set(SLICES[kind][0]))
+    np.testing.assert_array_equal(to_dense(unique), 2 * to_dense(make_slices(kind, "float32")))
 
 
 @pytest.mark.parametrize("mode", ["eager", "xla"])
