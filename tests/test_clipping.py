@@ -8,14 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from like_sgd import (
-    GRADIENT_FORMS,
-    assert_close,
-    gradient,
-    slot,
-    sparse_options,
-    variable,
-)
+from like_sgd import GRADIENT_FORMS, assert_close, gradient, slot, sparse_options, variable
 from sparse import dense, slices
 
 import tf_adam_variants as tav

@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from axes import ALL_CASES, CLASSES
-from like_sgd import (
-    START,
-    gradient,
-    variable,
-)
+from like_sgd import START, gradient, variable
 
 
 @ALL_CASES

@@ -9,16 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from axes import ALL_CASES, CLASSES
-from like_sgd import (
-    CLASSES_FUSED,
-    NEWER_KERAS,
-    ONES,
-    START,
-    assert_close,
-    gradient,
-    like_sgd,
-    variable,
-)
+from like_sgd import CLASSES_FUSED, NEWER_KERAS, ONES, START, assert_close, gradient, like_sgd, variable
 from strategies import strategy_of
 
 import tf_adam_variants as tav

@@ -8,12 +8,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from axes import PLAIN_CASES
-from like_sgd import (
-    CLASSES_FUSED,
-    ONES,
-    gradient,
-    variable,
-)
+from like_sgd import CLASSES_FUSED, ONES, gradient, variable
 
 import tf_adam_variants as tav
 

@@ -8,14 +8,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from axes import CLASSES
-from like_sgd import (
-    ONES,
-    START,
-    assert_close,
-    gradient,
-    like_sgd,
-    variable,
-)
+from like_sgd import ONES, START, assert_close, gradient, like_sgd, variable
 
 import tf_adam_variants as tav
 

@@ -10,11 +10,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from axes import FUSED
-from like_sgd import (
-    assert_close,
-    gradient,
-    variable,
-)
+from like_sgd import assert_close, gradient, variable
 
 import tf_adam_variants as tav
 

@@ -1,4 +1,4 @@
-"""Gradients as IndexedSlices: exact is the step of the dense gradient, lazy changes the rows that are named."""
+"""Gradients as IndexedSlices: exact is the step of the dense gradient, lazy changes the named rows."""
 
 import itertools
 

@@ -51,7 +51,7 @@ def train(optimizer, table, steps, dtype=tf.float64, mode="graph", indices_dtype
 
 
 def _train_lazily_by_oracle(case, table, steps, rate):
-    """Each named row is a variable whose step is the global one. LAMB's ratio is that of these rows together."""
+    """Each named row is a variable whose step is the global one. LAMB has one ratio for all of them."""
     terms = case.oracle_kwargs
     decay = terms.pop("weight_decay", 0.0)
     table, slots, history = np.array(table, np.float64), {}, []

@@ -35,7 +35,7 @@ def on_each_device(variables):
 
 
 def assert_same(actual, expected, tolerance=1e-12):
-    """Every device of `actual` holds what the one of `expected` does, relative to arrays' largest elements."""
+    """Every device holds what the one of `expected` does, relative to the largest element of each array."""
     for device in actual:
         for a, e in zip(device, *expected, strict=True):
             np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.max(np.abs(e)))

@@ -11,6 +11,7 @@ suite (`make test`) only if they pass. So a mistake that is killed is one that `
 
 import argparse
 import concurrent.futures
+import multiprocessing
 import os
 import pathlib
 import re
@@ -21,6 +22,10 @@ import tempfile
 import time
 from typing import NamedTuple
 
+import pytest
+
+# Processes begin as copies of one that has imported TensorFlow.
+PROCESSES = multiprocessing.get_context("forkserver")
 ROOT = pathlib.Path(__file__).parents[2]
 COPIED = ("tf_adam_variants", "custom_ops", "tests", "docs", "examples")
 SECONDS = 1800  # for the quick suite; a mistake that hangs it is noticed too
@@ -45,6 +50,7 @@ def _mutants(folder, rows):
 
 
 # fmt: off
+# ruff: noqa: E501
 PYTHON = _mutants("tf_adam_variants/", [
     # -- the formula and its coefficients
     ("first moment without decay", "engines/formula.py", "m += c.m_weight * (g - m)", "m += c.m_weight * g", "golden"),
@@ -309,49 +315,58 @@ def _plant(mutant, folder):
     return ""
 
 
-def _run(command, folder, environment):
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+def _pytest(folder, environment, log, arguments):
+    """Run pytest in this process, which has TensorFlow imported and nothing else."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.path.insert(0, folder)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *arguments])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 def _first_failure(output):
     found = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-    return found[0].removeprefix("tests/") if found else output.strip().splitlines()[-1][:80]
+    return found[0].removeprefix("tests/") if found else "the process ended"
 
 
-def _test(mutant, folder, environment, quick_only):
+def _test(mutant, folder, environment, likely_only):
     """The first test that fails, or None."""
     files = [f"tests/test_{name}.py" for name in mutant.tests.split()]
     likely = [file for file in files if (folder / file).exists()]
-    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-    rest = [f"--ignore={file}" for file in likely]
-    for selected in [likely, *([] if quick_only else [["tests", *rest]])]:
-        if not selected:
-            continue
-        try:
-            done = _run([*pytest, *selected], folder, environment)
-        except subprocess.TimeoutExpired:
+    rest = ["tests", *(f"--ignore={file}" for file in likely)]
+    log = folder / "pytest.log"
+    for selected in [likely, *([] if likely_only else [rest])]:
+        arguments = (str(folder), environment, str(log), selected)
+        process = PROCESSES.Process(target=_pytest, args=arguments)
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
             return "it hangs"
-        if done.returncode not in (0, 5):
-            return _first_failure(done.stdout + done.stderr)
+        if process.exitcode not in (0, 5):  # 5: no test was selected
+            return _first_failure(log.read_text())
     return None
 
 
-def check(mutant, quick_only=False):
+def check(mutant, likely_only=False):
     """Plant one mistake in a copy of the tree, and run the tests."""
     start = time.time()
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         folder = pathlib.Path(name)
         _copy_tree(folder)
         outcome, by = _plant(mutant, folder), ""
-        environment = os.environ | {"PYTHONPATH": name, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {"PYTHONPATH": name, "TF_CPP_MIN_LOG_LEVEL": "3"}
         if mutant.is_cpp and not outcome:
             environment["TF_ADAM_VARIANTS_CACHE"] = str(folder / "cache")
-            build = _run([sys.executable, "-m", "tf_adam_variants.fused", "build"], folder, environment)
-            outcome = "DOES NOT COMPILE" if build.returncode else ""
+            command = [sys.executable, "-m", "tf_adam_variants.fused", "build"]
+            built = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True)
+            outcome = "DOES NOT COMPILE" if built.returncode else ""
         if not outcome:
-            by = _test(mutant, folder, environment, quick_only)
+            by = _test(mutant, folder, environment, likely_only)
             outcome = "killed" if by else "SURVIVED"
     return Result(mutant, outcome, by or "", time.time() - start)
 
@@ -369,6 +384,8 @@ def main():
     if options.list:
         print(*(f"{m.name}: {m.file}" for m in chosen), sep="\n")
         return 0
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    PROCESSES.set_forkserver_preload(["keras", "numpy", "pytest", "tensorflow"])
     results = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         runs = [pool.submit(check, mutant, options.likely) for mutant in chosen]
