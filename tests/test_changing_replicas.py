@@ -40,8 +40,6 @@ def make_model(strategy, optimizer):
 
 
 IDS = np.random.default_rng(0).integers(10, size=(48, 3))
-
-
 BATCHES = IDS, IDS.sum(axis=1, keepdims=True) % 5.0
 
 

@@ -12,8 +12,6 @@ import tf_adam_variants as tav
 
 # Numbers that float32 holds exactly: Keras's own Adam takes its betas through float32.
 COMMON = {"beta_1": 0.875, "beta_2": 0.984375, "epsilon": 1e-4}
-
-
 INITS, GRADS = cases.problem(8, seed=5)
 
 

@@ -11,17 +11,9 @@ from axes import ALL_CASES, ALL_MODES, MODES_XLA_SLOW
 import tf_adam_variants as tav
 
 DENSE = (1, 2)  # the element of the first variable whose gradient is not finite
-
-
 ROW, COLUMN = 3, 1  # that of the table
-
-
 SIZE = (6, 3)
-
-
 KERNEL, TABLE = 0, len(cases.SHAPES)
-
-
 INDICES = ([5, ROW, 1, ROW], [2, 5, ROW], [0, 2])  # of the first step, the second and the third
 
 

@@ -11,8 +11,6 @@ import tensorflow as tf
 import tf_adam_variants as tav
 
 SIZES = (0, 1, 3, 17, 18011, 65536 + 1)
-
-
 ULP = 2.0**-23
 
 

@@ -12,11 +12,7 @@ from sparse import train
 import tf_adam_variants as tav
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
-
-
 FILES = sorted(set(FOLDER.glob("*.npz")) - set(FOLDER.glob("*_sparse_*")))
-
-
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6}
 
 

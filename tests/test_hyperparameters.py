@@ -18,8 +18,6 @@ from tf_adam_variants.optimizer.base import AdamVariant
 from tf_adam_variants.optimizer.variant import variant
 
 DECAYING = (tav.AdamW, tav.QHAdamW, tav.LAMB)
-
-
 CHANGES = [
     (cases.CLASSES, "beta_1", 0.5),
     (cases.CLASSES, "epsilon", 0),

@@ -56,11 +56,7 @@ def test_a_tensor_is_a_learning_rate_too():
 
 
 SMALL = float(np.float32(1e-3))  # Addons' rate, as Keras keeps it
-
-
 FALLING = keras.optimizers.schedules.InverseTimeDecay(SMALL, decay_steps=1, decay_rate=0.5)
-
-
 RATES = {
     "tensor": (lambda: tf.constant(SMALL), [SMALL] * 3),
     "function": (lambda: lambda: SMALL, [SMALL] * 3),

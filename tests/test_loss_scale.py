@@ -24,11 +24,7 @@ from sparse import slices
 import tf_adam_variants as tav
 
 INF = float("inf")
-
-
 FOUR = [1.0, 2.0, 3.0, 4.0]
-
-
 GRADIENT = np.array([1.0, 6.0, 7.0, 2.0], "float32")
 
 

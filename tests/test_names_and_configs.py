@@ -32,11 +32,7 @@ COMMON = {
 
 
 DECAY = {"weight_decay": 0.5, "weight_decay_mode": "schedule", "peak_learning_rate": 0.75}
-
-
 NUS = {"nu_1": 0.5, "nu_2": 0.25}
-
-
 ARGUMENTS = {
     tav.AdamW: COMMON | DECAY | {"amsgrad": True},
     tav.QHAdam: COMMON | NUS,

@@ -26,8 +26,6 @@ def test_a_single_step_of_adamw(cls, fused):
 
 # Keras's numbers for AdamW(1.0, weight_decay=0.5, epsilon=2): gradients of 0.01, then of 0.1 to 1.
 FIRST, THEN = np.full(10, 0.01), np.arange(0.1, 1.1, 0.1)
-
-
 GOLDEN = np.array(
     [
         [0.4998, 0.4998, 0.4998, 0.4998, 0.4998, 0.4998, 0.4998, 0.4998, 0.4998, 0.4998],
@@ -40,8 +38,6 @@ GOLDEN = np.array(
 
 
 BETAS = {"beta_1": 0.9, "beta_2": 0.999}
-
-
 ADAMW = pytest.mark.parametrize(
     "make",
     [
@@ -98,8 +94,6 @@ def test_keras_s_golden_lamb(fused):
 
 
 DENSE = ([np.array([1.0, 2.0]), np.array([3.0, 4.0])], [np.full(2, 0.1), np.full(2, 0.01)])
-
-
 SPARSE = (
     [np.array([1.0, 1.0, 2.0]), np.array([3.0, 3.0, 4.0])],
     [np.array([0.1, 0.0, 0.1]), np.array([0.01, 0.0, 0.01])],
@@ -107,8 +101,6 @@ SPARSE = (
 
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3}  # the last two are those of Addons
-
-
 SMALL = float(np.float32(1e-3))  # Addons' rate, as Keras keeps it
 
 

@@ -14,11 +14,7 @@ from axes import FUSED, MODES_XLA_SLOW, SPARSE_UPDATES
 import tf_adam_variants as tav
 
 HALF_PRECISION = {"float16": tf.float16, "bfloat16": tf.bfloat16}
-
-
 OPTIONS = ("master_weights", "stochastic_rounding")
-
-
 RATE = 2.0**-9  # steps of less than half the distance between two bfloat16 numbers
 
 
@@ -106,6 +102,23 @@ def test_an_assigned_element_is_taken_over_and_the_others_go_on(cls, mode):
         terms = {name: value for name, value in case.oracle_kwargs.items() if name != "weight_decay"}
         expected = case.rule(begin[i], grads[3][i], 4, own, RATE, decay, **terms)
         np.testing.assert_allclose(master.numpy(), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@axes.pairwise(dtype=list(HALF_PRECISION), mode=["eager", "fused eager"])
+def test_ties_are_rounded_to_even(dtype, mode):
+    """A step at a rate of 0 writes the rounding of the master weights."""
+    spacing = 2.0 ** (-10 if dtype == "float16" else -7)
+    ties = np.concatenate([sign * (1 + spacing * (np.arange(8) + 0.5)) for sign in (1, -1)])
+    ties = np.append(ties, 2.0**-24 * (np.arange(8) + 0.5)).astype("float32")  # denormal in float16
+    rounded = tf.cast(ties, HALF_PRECISION[dtype])
+    weights = tf.Variable(rounded)
+    optimizer = tav.AdamW(0.0, master_weights=True)
+    step = cases.apply_in(mode, optimizer, [weights])
+    (master,) = slots_of(optimizer, "master_weight")
+    master.assign(ties)
+    step([tf.ones(len(ties), HALF_PRECISION[dtype])])
+    np.testing.assert_array_equal(master.numpy(), ties)
+    np.testing.assert_array_equal(bits([weights]), bits([rounded]))
 
 
 def test_float32_variables_among_half_ones_are_updated_as_ever():

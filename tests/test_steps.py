@@ -15,11 +15,7 @@ from axes import ALL_CASES, MODES_XLA_SLOW
 import tf_adam_variants as tav
 
 STEPS = 7
-
-
 RATE, DECAY = 0.0625, 0.25  # numbers that float32 holds exactly: Keras keeps rates in it
-
-
 OPTIONS = {
     "case": cases.CASES,
     "mode": cases.MODES,

@@ -24,17 +24,9 @@ from strategies import (
 import tf_adam_variants as tav
 
 TOLERANCE = {"float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
-
-
 GRAPH_OR_EAGER = ["eager", "graph"]
-
-
 ACCUMULATING = {"gradient_accumulation_steps": 2}
-
-
 AVERAGING = {"use_ema": True, "ema_momentum": 0.5}
-
-
 OVERWRITING = AVERAGING | {"ema_overwrite_frequency": 3}
 
 
