@@ -43,13 +43,13 @@ IDS = np.random.default_rng(0).integers(10, size=(48, 3))
 BATCHES = IDS, IDS.sum(axis=1, keepdims=True) % 5.0
 
 
-def fit(made):
+def fit(model):
     """Four steps; every batch, and every replica's part of it, repeats ids."""
-    made.fit(*BATCHES, batch_size=12, shuffle=False, verbose=0)
+    model.fit(*BATCHES, batch_size=12, shuffle=False, verbose=0)
 
 
-def all_of(made):
-    return on_each_device([*made.weights, *made.optimizer.variables])
+def all_of(model):
+    return on_each_device([*model.weights, *model.optimizer.variables])
 
 
 @pytest.mark.usefixtures("in_float64")
@@ -65,9 +65,9 @@ def all_of(made):
 )
 def test_fit(cls, options, sparse_update):
     def fitted(name):
-        made = make_model(strategy_of(name), lambda: cls(0.0625, sparse_update=sparse_update, **options))
-        fit(made)
-        return all_of(made)
+        model = make_model(strategy_of(name), lambda: cls(0.0625, sparse_update=sparse_update, **options))
+        fit(model)
+        return all_of(model)
 
     expected, one, two = (fitted(name) for name in (None, "one device", "two replicas"))
     assert (len(one), len(two)) == (1, 2)
@@ -143,16 +143,16 @@ def loop_of(model):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def save_model(tmp_path_factory):
     """A function of a place: the files, but for their endings, of a model after its first `fit` there."""
 
     @functools.cache
     def save(place):
-        made, file = make_lamb_model(place), str(tmp_path_factory.mktemp("saved") / "model")
-        fit(made)
-        made.save(f"{file}.keras")
-        made.save_weights(f"{file}.weights.h5")
-        tf.train.Checkpoint(made=made).write(file)
+        model, file = make_lamb_model(place), str(tmp_path_factory.mktemp("saved") / "model")
+        fit(model)
+        model.save(f"{file}.keras")
+        model.save_weights(f"{file}.weights.h5")
+        tf.train.Checkpoint(model=model).write(file)
         return file
 
     return save
@@ -161,41 +161,41 @@ def saved(tmp_path_factory):
 @functools.cache
 def prepare_to_continue(place):
     """A model that others are restored into, and two functions that take steps with it."""
-    made = make_lamb_model(place)
-    fit(made)
-    return made, [functools.partial(fit, made), loop_of(made)]
+    model = make_lamb_model(place)
+    fit(model)
+    return model, [functools.partial(fit, model), loop_of(model)]
 
 
 @functools.cache
 def train_without_interruption():
-    made = make_lamb_model(None)
-    fit(made)
-    fit(made)
-    return all_of(made)
+    model = make_lamb_model(None)
+    fit(model)
+    fit(model)
+    return all_of(model)
 
 
 @pytest.mark.usefixtures("in_float64")
 @ALL_MOVES
-def test_any_number_of_replicas_continues_from_any_other(first, then, saved):
+def test_any_number_of_replicas_continues_from_any_other(first, then, save_model):
     """From a file of weights and from a checkpoint, in `fit` and in a loop."""
-    file = saved(first)
-    made, ways = prepare_to_continue(then)
+    file = save_model(first)
+    model, ways = prepare_to_continue(then)
     for restore in (
-        lambda: made.load_weights(f"{file}.weights.h5"),
-        lambda: tf.train.Checkpoint(made=made).read(file).assert_consumed(),
+        lambda: model.load_weights(f"{file}.weights.h5"),
+        lambda: tf.train.Checkpoint(model=model).read(file).assert_consumed(),
     ):
         for four_steps in ways:
             restore()
             four_steps()
-            actual = all_of(made)
+            actual = all_of(model)
             assert len(actual) == strategy_of(then).num_replicas_in_sync
             assert_same(actual, train_without_interruption())
 
 
 @pytest.mark.usefixtures("in_float64")
 @ALL_MOVES
-def test_any_number_of_replicas_continues_with_a_model_of_any_other(first, then, saved):
-    file = saved(first)  # made here, if it is the first that asks: not in the other one's scope
+def test_any_number_of_replicas_continues_with_a_model_of_any_other(first, then, save_model):
+    file = save_model(first)  # trained here, if it is the first that asks: not in the other one's scope
     with strategy_of(then).scope():
         again = keras.models.load_model(f"{file}.keras")
     fit(again)
@@ -204,19 +204,19 @@ def test_any_number_of_replicas_continues_with_a_model_of_any_other(first, then,
 
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(("first", "then"), [(None, "three replicas"), ("three replicas", "two replicas")])
-def test_a_checkpoint_is_restored_before_there_are_slots(first, then, saved):
-    made = make_lamb_model(then)
-    tf.train.Checkpoint(made=made).read(saved(first))
-    fit(made)
-    assert_same(all_of(made), train_without_interruption())
+def test_a_checkpoint_is_restored_before_there_are_slots(first, then, save_model):
+    model = make_lamb_model(then)
+    tf.train.Checkpoint(model=model).read(save_model(first))
+    fit(model)
+    assert_same(all_of(model), train_without_interruption())
 
 
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(("first", "then"), [("two replicas", None), (None, "two replicas")])
 def test_a_model_with_lazy_updates_continues_elsewhere(first, then, tmp_path):
-    made = make_lamb_model(first, sparse_update="lazy")
-    fit(made)
-    made.save(tmp_path / "model.keras")
+    model = make_lamb_model(first, sparse_update="lazy")
+    fit(model)
+    model.save(tmp_path / "model.keras")
     with strategy_of(then).scope():
         again = keras.models.load_model(tmp_path / "model.keras")
     fit(again)

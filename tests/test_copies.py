@@ -51,7 +51,7 @@ def pickle_and_load(optimizer):
 
 
 @axes.pairwise(case=cases.CASES, copy_by=[pickle_and_load, copy.deepcopy])
-def test_a_copy_of_an_optimizer_goes_on(case, copy_by):
+def test_a_copy_of_an_optimizer_continues(case, copy_by):
     """Keras copies the configuration alone, and warns that the state is skipped."""
     optimizer = case.cls(0.125, exclude_from_weight_decay=["norm"], **case.oracle_kwargs)
     inits, grads = cases.problem(4)

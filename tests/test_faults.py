@@ -18,7 +18,7 @@ INDICES = ([5, ROW, 1, ROW], [2, 5, ROW], [0, 2])  # of the first step, the seco
 
 
 class Run:
-    """An optimizer on four dense variables and a table, that starts anew with every `steps`."""
+    """An optimizer on four dense variables and a table, which `steps` resets."""
 
     def __init__(self, optimizer, mode, dtype=tf.float32):
         inits, self.grads = cases.problem(3, seed=3)

@@ -115,10 +115,10 @@ tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
 import tf_adam_variants as tav
 rng = np.random.default_rng(0)
 for cls in (tav.LAMB, tav.QHAdamW):
-    for how in ("exact", "lazy"):
+    for sparse_update in ("exact", "lazy"):
         weights = [tf.Variable(rng.normal(size=n).astype("f")) for n in (1, 300_000, 17, 70_000)]
         table = tf.Variable(rng.normal(size=(5000, 9)).astype("f"))
-        optimizer = cls(0.01, fused=True, sparse_update=how, global_clipnorm=1.0)
+        optimizer = cls(0.01, fused=True, sparse_update=sparse_update, global_clipnorm=1.0)
         optimizer.build([*weights, table])
         for _ in range(3):
             grads = [tf.constant(rng.normal(size=w.shape).astype("f")) for w in weights]

@@ -178,10 +178,10 @@ def test_a_variable_twice_is_an_error(cls):
     np.testing.assert_array_equal(weights, [1.0, 2.0])
 
 
-@pytest.mark.parametrize("made", [tf.Variable, keras.Variable])
+@pytest.mark.parametrize("variable_class", [tf.Variable, keras.Variable])
 @CLASSES
-def test_a_variable_in_place_of_a_list_is_an_error(cls, made):
-    weights = made([1.0, 2.0], name="w")
+def test_a_variable_in_place_of_a_list_is_an_error(cls, variable_class):
+    weights = variable_class([1.0, 2.0], name="w")
     for action in (lambda: cls().build(weights), lambda: cls().apply([tf.ones(2)], weights)):
         with pytest.raises(ValueError, match=r"needs a list of variables\. Received: the variable w alone"):
             action()

@@ -152,7 +152,7 @@ def test_an_engine_without_a_term_gives_it_as_the_reason():
 
 
 def test_a_subclass_of_a_variant():
-    """With a constructor of its own, it keeps the configuration of the variant."""
+    """With another constructor, it keeps the configuration of the variant."""
 
     class Mine(tav.AdamW):
         def __init__(self, *args, **kwargs):

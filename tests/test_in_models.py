@@ -90,7 +90,7 @@ def test_mixed_bfloat16_trains(case):
 
 @pytest.mark.parametrize("mode", ["graph", "fused graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_two_optimizers_in_one_function(mode):
-    """Each with variables of its own, as where two networks are trained against each other."""
+    """Each has other variables, as where two networks are trained against each other."""
     inits, grads = cases.problem(6)
     pair, orders = (cases.CASES[0], cases.CASES[6]), (grads, grads[::-1])
     weights = [cases.variables(inits, tf.float64) for _ in pair]
@@ -100,8 +100,8 @@ def test_two_optimizers_in_one_function(mode):
 
     @tf.function(jit_compile=mode == "xla")
     def step(*gradients):
-        for optimizer, of_its_own, own in zip(optimizers, gradients, weights, strict=True):
-            optimizer.apply(of_its_own, own)
+        for optimizer, own_gradients, own in zip(optimizers, gradients, weights, strict=True):
+            optimizer.apply(own_gradients, own)
 
     for both in zip(*orders, strict=True):
         step(*([tf.constant(g) for g in own] for own in both))

@@ -12,7 +12,7 @@ import tf_adam_variants as tav
 HALF_PRECISION = [tf.float16, tf.bfloat16]
 
 
-@axes.pairwise(case=cases.CASES, dtype=HALF_PRECISION, mode=cases.MODES)
+@axes.pairwise(axes.few_graphs, case=cases.CASES, dtype=HALF_PRECISION, mode=cases.MODES)
 def test_one_step_is_the_float32_step_rounded_once(case, dtype, mode):
     inits, grads = cases.problem(1, seed=7)
     inits = [tf.cast(w, dtype).numpy().astype(np.float32) for w in inits]

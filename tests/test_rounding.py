@@ -38,7 +38,7 @@ def bits(variables):
 # -- master weights
 
 
-@axes.pairwise(case=cases.CASES, dtype=list(HALF_PRECISION), mode=cases.MODES)
+@axes.pairwise(axes.few_graphs, case=cases.CASES, dtype=list(HALF_PRECISION), mode=cases.MODES)
 def test_master_weights_take_the_steps_of_float32(case, dtype, mode):
     inits, grads = make_problem(dtype)
     weights = cases.variables(inits, HALF_PRECISION[dtype])
@@ -80,7 +80,7 @@ def test_master_weights_of_rows(cls, mode, sparse_update):
 
 
 @axes.pairwise(cls=[tav.AdamW, tav.LAMB], mode=cases.MODES)
-def test_an_assigned_element_is_taken_over_and_the_others_go_on(cls, mode):
+def test_an_assigned_element_is_taken_over_and_the_others_continue(cls, mode):
     inits, grads = make_problem("bfloat16", 6)
     weights = cases.variables(inits, tf.bfloat16)
     optimizer = cls(RATE, weight_decay=0.25, master_weights=True)
@@ -133,7 +133,7 @@ def test_float32_variables_among_half_ones_are_updated_as_ever():
 # -- stochastic rounding
 
 
-@axes.pairwise(case=cases.CASES, dtype=list(HALF_PRECISION), mode=cases.MODES)
+@axes.pairwise(axes.few_graphs, case=cases.CASES, dtype=list(HALF_PRECISION), mode=cases.MODES)
 def test_rounding_at_random_is_the_oracle_s(case, dtype, mode):
     """To the bit, but where the last bits of float32 decide."""
     rng, rate = np.random.default_rng(5), float(np.float32(0.0027))
@@ -263,7 +263,7 @@ def state_of(model):
 
 
 @axes.pairwise(option=OPTIONS, way=["keras", "weights", "checkpoint"], built=[False, True])
-def test_a_saved_run_goes_on_with_the_same_bits(option, way, built, tmp_path):
+def test_a_saved_run_continues_bit_exactly(option, way, built, tmp_path):
     whole = make_model(option)
     train_model(whole)
     if way == "keras":

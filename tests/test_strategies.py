@@ -44,7 +44,7 @@ def test_loop(case, sparse_update, fused):
 
 @axes.pairwise(fused=[False, True], mode=GRAPH_OR_EAGER)
 def test_loop_with_a_schedule(fused, mode):
-    """Each replica has a rate of its own, and all are the same."""
+    """Each replica has a learning rate, and all are the same."""
     check_loop(
         lambda: tav.AdamW(keras.optimizers.schedules.ExponentialDecay(0.125, 2, 0.5), fused=fused), mode
     )

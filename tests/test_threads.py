@@ -17,7 +17,7 @@ OPTIMIZERS = [
 
 
 class Training:
-    """An optimizer with variables of its own and gradients of its own."""
+    """An optimizer with its variables and gradients."""
 
     def __init__(self, make, mode, seed):
         rng = np.random.default_rng(seed)
