@@ -135,7 +135,16 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+# What has a test of the fused kernels elsewhere too.
+SLOW_SETTINGS = (
+    "plain", "lazy", "accumulation", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW_SETTINGS else ()) for name in SETTINGS],
+)
 def test_auto_trains_as_without(setting):
     """Each setting with one of three optimizers."""
     case = cases.CASES[(0, 5, 6)[list(SETTINGS).index(setting) % 3]]
