@@ -9,7 +9,7 @@ STEPS = {"eagerly": (50, 10), "retraced": (60, 20), "in fit": (200, 100)}
 @pytest.mark.parametrize(
     ("way", "name", "fused"),
     [
-        ("eagerly", "AdamW", False),
+        pytest.param("eagerly", "AdamW", False, marks=pytest.mark.slow),
         ("eagerly", "LAMB, lazy", True),
         ("retraced", "AdamW", True),
         pytest.param("eagerly", "AdamW", True, marks=pytest.mark.slow),

@@ -139,6 +139,7 @@ def run_python(program, *args, **environment):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_same_bits_for_any_number_of_threads():
     results = [run_python(PROGRAM, threads) for threads in (1, 2, 5)]
     assert len(results[0].split()) > 40
@@ -181,6 +182,7 @@ def test_true_is_an_error_where_the_op_cannot_be_used():
     tf.function(lambda: optimizer.apply([tf.ones(3)], [weights]), jit_compile=True)()
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_was_saved_with_true_can_be_loaded_anywhere(tmp_path):
     config = tav.QHAdamW(fused=True).get_config()
     assert tav.QHAdamW.from_config(config).fused is True
@@ -198,6 +200,7 @@ def test_an_optimizer_that_was_saved_with_true_can_be_loaded_anywhere(tmp_path):
     assert "python -m tf_adam_variants.fused build" in lines[1]
 
 
+@pytest.mark.slow
 def test_a_saved_model_with_and_without_the_op(tmp_path):
     class Trainer(tf.Module):
         def __init__(self, fused):
@@ -226,7 +229,8 @@ def test_a_saved_model_with_and_without_the_op(tmp_path):
     np.testing.assert_allclose(*results, rtol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["mirrored", pytest.param("workers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "workers"])
 def test_a_strategy_with_one_replica(strategy):
     """Its variables are containers of one copy."""
     program = """

@@ -146,7 +146,7 @@ def test_an_engine_without_a_term_gives_it_as_the_reason():
             mode = {"weight_decay_mode": "schedule"} if field.name == "peak_learning_rate" else {}
             hyperparameters = dataclasses.replace(plain, **{field.name: value}, **mode)
             assert field.name in hyperparameters.terms
-            reason = engine.unsupported_reason(hyperparameters, group)
+            reason = engine.unsupported_reason(hyperparameters, group) or ""
             assert (field.name in reason) == (field.name not in engine.TERMS), reason
     assert formula.unsupported_reason(dataclasses.replace(plain, amsgrad=True), group) is None
 

@@ -7,7 +7,6 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from axes import PLAIN_CASES
 from like_sgd import CLASSES_FUSED, ONES, gradient, variable
 
 import tf_adam_variants as tav
@@ -46,6 +45,11 @@ def test_a_step_of_resnet50():
             np.testing.assert_allclose(actual, target, rtol=1e-6, atol=1e-8)
 
 
+ONE_CASE_QUICKLY = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if i else ()) for i, case in enumerate(cases.PLAIN_CASES)],
+    ids=axes.name_value,
+)
 X = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
 
 
@@ -60,7 +64,7 @@ def train(model, optimizer, epochs):
     return model.fit(X, X.sum(axis=1), batch_size=len(X), epochs=epochs, verbose=0).history["loss"]
 
 
-@PLAIN_CASES
+@ONE_CASE_QUICKLY
 def test_mixed_float16_leaves_out_the_steps_that_overflow(case):
     """With a loss scale of 2**30 the first gradients are infinite. Keras halves it and leaves the weights as
     they are until it fits, and from there the training is the one that had this scale to begin with.
@@ -82,7 +86,7 @@ def test_mixed_float16_leaves_out_the_steps_that_overflow(case):
         np.testing.assert_array_equal(actual, expected)
 
 
-@PLAIN_CASES
+@ONE_CASE_QUICKLY
 def test_mixed_bfloat16_trains(case):
     losses = train(make_small_model("mixed_bfloat16"), case.cls(0.02), 40)
     assert losses[-1] < losses[0] / 3

@@ -9,6 +9,7 @@ import pytest
 from axes import CLASSES
 
 import tf_adam_variants as tav
+from tf_adam_variants.optimizer.variant import register_short_names
 
 # A value other than the default for every argument. None of them is Keras's own business to check.
 COMMON = {
@@ -75,6 +76,23 @@ def test_keras_s_own_names_stay_keras_s(name):
     assert type(keras.optimizers.get(name)).__module__.startswith("keras.")
 
 
+def test_names_that_are_taken_stay():
+    class LAMB(keras.optimizers.SGD):
+        pass
+
+    class Fresh(keras.optimizers.SGD):
+        pass
+
+    known = keras.saving.get_custom_objects()
+    register_short_names(LAMB, Fresh)
+    try:
+        assert known["LAMB"] is known["lamb"] is tav.LAMB
+        assert known["Fresh"] is known["fresh"] is Fresh
+    finally:
+        del known["Fresh"], known["fresh"]
+
+
+@pytest.mark.slow
 def test_somebody_else_s_registration_stays():
     """Where another package has taken "lamb" before, its optimizer keeps the name."""
     program = (
@@ -150,6 +168,7 @@ def test_get_config_gives_copies():
     assert optimizer.get_config()["exclude_from_layer_adaptation"] == ["bias"]
 
 
+@pytest.mark.slow
 def test_importing_needs_the_tensorflow_backend():
     program = "import keras; keras.backend.backend = lambda: 'jax'\nimport tf_adam_variants"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -157,6 +176,7 @@ def test_importing_needs_the_tensorflow_backend():
     assert "KERAS_BACKEND=tensorflow" in result.stderr
 
 
+@pytest.mark.slow
 def test_importing_does_not_start_tensorflow_s_runtime():
     """Devices can still be configured afterwards, and no memory of a GPU is taken."""
     program = (

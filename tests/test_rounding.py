@@ -312,7 +312,9 @@ def test_weights_loaded_after_building_are_trained_from():
         np.testing.assert_array_equal(m.numpy(), expected)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", ["master_weights", pytest.param("stochastic_rounding", marks=pytest.mark.slow)]
+)
 def test_slots_that_are_made_under_xla(option):
     """As where Keras chooses XLA: the first step is the same as one of slots that were there before."""
     steps = []
