@@ -1,5 +1,6 @@
 """What people train with: a known network, mixed precision, two optimizers at once, a search by name."""
 
+import axes
 import cases
 import keras
 import keras_tuner
