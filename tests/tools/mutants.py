@@ -5,7 +5,7 @@
     python tests/tools/mutants.py --only accumul   those whose name contains this
     python tests/tools/mutants.py --jobs 2         two at a time
 
-Each runs in a copy of the tree: first the test files that are most likely to fail, and the rest of the quick
+Each runs in a copy of the tree: first the tests that are most likely to fail, and the rest of the quick
 suite (`make test`) only if they pass. So a mistake that is killed is one that `make test` kills.
 """
 
@@ -38,7 +38,7 @@ class Mutant(NamedTuple):
     file: str
     text: str  # occurs exactly once
     replacement: str
-    tests: str  # the test files most likely to fail, without "test_" and ".py"
+    tests: str  # most likely to fail: "steps" for test_steps.py, or "steps::test_float32"
 
     @property
     def is_cpp(self):
@@ -58,29 +58,29 @@ PYTHON = _mutants("tf_adam_variants/", [
      "return m, v + c.v_weight * (tf.square(g) - v)", "return m, v + c.v_weight * (tf.abs(g) - v)", "golden"),
     ("second moment off by 1e-5", "engines/formula.py",
      "return m, v + c.v_weight * (tf.square(g) - v)", "return m, v + c.v_weight * (1.00001 * tf.square(g) - v)",
-     "fuzz"),
-    ("a small beta as a difference", "engines/coefficients.py", "return beta < 0.5", "return beta < 0", "steps"),
+     "fuzz::test_engines"),
+    ("a small beta as a difference", "engines/coefficients.py", "return beta < 0.5", "return beta < 0", "steps::test_a_small_beta_forgets_a_large_gradient"),
     ("amsgrad takes the smaller one", "engines/formula.py",
      "v_hat = v if s.velocity_hat is None else tf.maximum(v,", "v_hat = v if s.velocity_hat is None else tf.minimum(v,",
-     "steps"),
+     "steps::test_float32"),
     ("nu_1 the wrong way round", "engines/coefficients.py", "c_g=1 - hp.nu_1", "c_g=hp.nu_1", "golden"),
     ("nu_2 the wrong way round", "engines/coefficients.py", "c_g2=1 - hp.nu_2", "c_g2=hp.nu_2", "golden"),
     ("epsilon inside the root", "engines/formula.py", "/ (tf.sqrt(v) + c.epsilon)",
-     "/ tf.sqrt(v + tf.square(c.epsilon))", "fuzz"),
+     "/ tf.sqrt(v + tf.square(c.epsilon))", "fuzz::test_engines"),
     ("epsilon before the bias correction", "engines/coefficients.py",
      "epsilon=root * fixed.epsilon", "epsilon=fixed.epsilon", "golden"),
     ("bias correction one step late", "engines/coefficients.py",
      "-tf.math.expm1(t * log_beta)", "-tf.math.expm1((t + 1) * log_beta)", "golden"),
     ("bias correction cancels", "engines/coefficients.py", "-tf.math.expm1(t * log_beta)",
-     "tf.cast(1 - tf.cast(tf.exp(t * log_beta), tf.float32), tf.float64)", "steps"),
+     "tf.cast(1 - tf.cast(tf.exp(t * log_beta), tf.float32), tf.float64)", "steps::test_bias_corrections_do_not_cancel"),
     ("bias_correction=False ignored", "engines/coefficients.py",
      "if beta and hp.bias_correction else", "if beta else", "golden"),
     ("grad_averaging=False ignored", "engines/coefficients.py",
-     "m_weight=1 - hp.beta_1 if hp.grad_averaging else 1.0", "m_weight=1 - hp.beta_1", "steps"),
+     "m_weight=1 - hp.beta_1 if hp.grad_averaging else 1.0", "m_weight=1 - hp.beta_1", "steps::test_float32"),
     ("betas as TensorFlow's kernels round them", "engines/resource_apply.py",
-     "return 1.0 - float(number(1) - number(beta))", "return beta", "steps"),
+     "return 1.0 - float(number(1) - number(beta))", "return beta", "steps::test_the_first_step_is_exact_to_float32"),
     ("TensorFlow's kernels do not clip", "engines/resource_apply.py", "        if scales:", "        if False:",
-     "clipping"),
+     "clipping::test_clipping_across_types"),
     # -- weight decay and exclusions
     ("decay without the learning rate", "engines/coefficients.py",
      "        return 1.0\n    # Rounded", "        return 0.0\n    # Rounded", "weight_decay"),
@@ -109,7 +109,7 @@ PYTHON = _mutants("tf_adam_variants/", [
     # -- the trust ratio
     ("trust ratio upside down", "engines/formula.py", "w_norm / u_norm, 1)", "u_norm / w_norm, 1)", "golden"),
     ("trust ratio of a zero norm", "engines/formula.py", "(w_norm > 0) & (u_norm > 0)", "(u_norm > 0)",
-     "weight_decay"),
+     "weight_decay::test_lamb_s_ratio_is_1_where_a_norm_is_0"),
     ("trust ratio without the decay", "engines/formula.py",
      "rate *= trust_ratio(*half_norms(w, u, s.padding)",
      "rate *= trust_ratio(*half_norms(w, u - c.weight_decay * w, s.padding)", "golden"),
@@ -119,38 +119,38 @@ PYTHON = _mutants("tf_adam_variants/", [
      "tf.minimum(ratio, c.trust_ratio_max)", "ratio", "golden"),
     # -- sparse gradients
     ("exact without fused kernels is lazy", "optimizer/base.py",
-     'return Form.DENSE if self.sparse_update == "exact" else Form.UNIQUE_ROWS', "return Form.UNIQUE_ROWS", "sparse"),
+     'return Form.DENSE if self.sparse_update == "exact" else Form.UNIQUE_ROWS', "return Form.UNIQUE_ROWS", "sparse::test_every_case"),
     ("lazy without fused kernels is exact", "optimizer/base.py",
-     'return Form.DENSE if self.sparse_update == "exact" else Form.UNIQUE_ROWS', "return Form.DENSE", "sparse"),
-    ("fused lazy is exact", "optimizer/base.py", 'exact=self.sparse_update == "exact")', "exact=True)", "sparse"),
-    ("fused exact is lazy", "optimizer/base.py", 'exact=self.sparse_update == "exact")', "exact=False)", "sparse"),
+     'return Form.DENSE if self.sparse_update == "exact" else Form.UNIQUE_ROWS', "return Form.DENSE", "sparse::test_lazy_leaves_other_rows_alone"),
+    ("fused lazy is exact", "optimizer/base.py", 'exact=self.sparse_update == "exact")', "exact=True)", "sparse::test_lazy_leaves_other_rows_alone"),
+    ("fused exact is lazy", "optimizer/base.py", 'exact=self.sparse_update == "exact")', "exact=False)", "sparse::test_every_case"),
     ("the largest of repeated indices wins", "optimizer/gradients.py",
      "tf.math.unsorted_segment_sum(values, position, tf.size(unique))",
-     "tf.math.unsorted_segment_max(values, position, tf.size(unique))", "sparse"),
+     "tf.math.unsorted_segment_max(values, position, tf.size(unique))", "gradients::test_the_form_of_a_sparse_gradient"),
     ("repeated indices have their mean", "optimizer/gradients.py",
      "tf.math.unsorted_segment_sum(tf.cast(slices.values, dtype), slices.indices, rows)",
-     "tf.math.unsorted_segment_mean(tf.cast(slices.values, dtype), slices.indices, rows)", "sparse"),
+     "tf.math.unsorted_segment_mean(tf.cast(slices.values, dtype), slices.indices, rows)", "gradients::test_the_form_of_a_sparse_gradient"),
     ("padding counts in the norms", "optimizer/gradients.py",
-     "slices.indices >= rows, [-1]", "slices.indices > rows, [-1]", "sparse golden"),
+     "slices.indices >= rows, [-1]", "slices.indices > rows, [-1]", "sparse::test_static_and_dynamic_numbers_of_slices"),
     ("indices out of range pass", "optimizer/gradients.py",
-     "tf.constant(rows, indices.dtype), message", "tf.constant(rows + 1, indices.dtype), message", "sparse"),
+     "tf.constant(rows, indices.dtype), message", "tf.constant(rows + 1, indices.dtype), message", "sparse::test_indices_out_of_range_write_nothing"),
     ("a table is copied at each dense read", "engines/variable_state.py",
-     "tf.raw_ops.DisableCopyOnRead(resource=self.variable.handle)", "pass", "sparse"),
+     "tf.raw_ops.DisableCopyOnRead(resource=self.variable.handle)", "pass", "sparse::test_rows_are_written_in_place_and_read_without_a_copy"),
     # -- clipping
     ("clipnorm twice as large", "optimizer/gradients.py", "to_float32(values), clipnorm)",
-     "to_float32(values), 2 * clipnorm)", "clipping"),
+     "to_float32(values), 2 * clipnorm)", "clipping::test_gradients_are_clipped"),
     ("clipvalue from one side", "optimizer/gradients.py", "-clipvalue, clipvalue)", "-np.inf, clipvalue)"
-     .replace("-np.inf", 'float("-inf")'), "clipping"),
+     .replace("-np.inf", 'float("-inf")'), "clipping::test_clipping_across_types"),
     ("global norm always scales", "optimizer/gradients.py",
-     "global_clipnorm / tf.maximum(norm, global_clipnorm)", "global_clipnorm / (norm + global_clipnorm)", "clipping"),
-    ("a global norm of NaN is hidden", "optimizer/gradients.py", " + (norm - norm)", "", "faults"),
+     "global_clipnorm / tf.maximum(norm, global_clipnorm)", "global_clipnorm / (norm + global_clipnorm)", "clipping::test_clipping_across_types"),
+    ("a global norm of NaN is hidden", "optimizer/gradients.py", " + (norm - norm)", "", "faults::test_global_clipnorm_makes_everything_nan"),
     ("each replica's gradient is clipped", "optimizer/base.py",
      "gradients.prepare(g, v, form_of(v.dtype), self.loss_scale_factor, accumulates)",
      "gradients.clip(gradients.prepare(g, v, form_of(v.dtype), self.loss_scale_factor, accumulates), "
-     "self.clipnorm, self.clipvalue)", "strategies"),
+     "self.clipnorm, self.clipvalue)", "strategies::test_loop_clips_the_sum_over_replicas"),
     ("rows of several replicas are clipped apart", "optimizer/base.py",
-     "                gradient = gradients.unique_rows(gradient, variable)\n", "", "strategies"),
-    ("replicas are averaged", "optimizer/replicas.py", "ReduceOp.SUM", "ReduceOp.MEAN", "strategies"),
+     "                gradient = gradients.unique_rows(gradient, variable)\n", "", "strategies::test_loop_clips_the_sum_over_replicas"),
+    ("replicas are averaged", "optimizer/replicas.py", "ReduceOp.SUM", "ReduceOp.MEAN", "strategies::test_loop"),
     # -- accumulation
     ("accumulated sums are not divided", "optimizer/accumulation.py",
      "(g + total) / optimizer.gradient_accumulation_steps", "(g + total)", "accumulation"),
@@ -159,14 +159,14 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("accumulation is due one step late", "optimizer/accumulation.py",
      "(optimizer._iterations.value + 1) % steps", "optimizer._iterations.value % steps", "accumulation"),
     ("accumulated lazy rows take a dense step", "optimizer/base.py",
-     'lazy = accumulates and self.sparse_update == "lazy"', "lazy = False", "accumulation"),
+     'lazy = accumulates and self.sparse_update == "lazy"', "lazy = False", "accumulation::test_accumulated_slices"),
     ("accumulation in half precision", "optimizer/base.py",
-     'if name in ("gradient_accumulator", "average")', 'if name in ("average",)', "accumulation"),
+     'if name in ("gradient_accumulator", "average")', 'if name in ("average",)', "accumulation::test_gradients_of_half_types_accumulate_in_float32"),
     ("overwriting gradients add up", "optimizer/accumulation.py",
      "tf.maximum(gradient, total.value)", "gradient + total.value", "accumulation"),
     # -- averages
     ("the first average is of zero", "optimizer/averages.py",
-     "tf.where(first, one, part)", "tf.where(first, part, part)", "averages"),
+     "tf.where(first, one, part)", "tf.where(first, part, part)", "averages::test_an_average_of_the_weights_overwrites_them"),
     ("the average's momentum the wrong way round", "optimizer/averages.py",
      "(1.0, 1 - optimizer.ema_momentum)", "(1.0, optimizer.ema_momentum)", "averages"),
     ("averages overwrite one step late", "optimizer/averages.py",
@@ -174,50 +174,50 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("fit ends without the average", "optimizer/base.py",
      "averages.overwrite(self, self._distribution_strategy, list(var_list))", "pass", "averages"),
     ("averages in half precision", "optimizer/base.py",
-     'if name in ("gradient_accumulator", "average")', 'if name in ("gradient_accumulator",)', "averages"),
+     'if name in ("gradient_accumulator", "average")', 'if name in ("gradient_accumulator",)', "averages::test_averages_of_half_precision_are_float32"),
     # -- loss scale, count, constraints, gradients that overwrite
     ("the loss scale stays in the gradient", "optimizer/gradients.py", "lambda values: values / loss_scale",
      "lambda values: values", "loss_scale"),
     ("the loss scale is divided in half precision", "optimizer/gradients.py",
      "elif accumulates or loss_scale:", "elif accumulates:", "loss_scale"),
     ("steps count twice", "optimizer/base.py", "self._iterations.assign_add(1)", "self._iterations.assign_add(2)",
-     "iterations"),
+     "iterations::test_iterations_count_steps"),
     ("the count does not wait for the data", "optimizer/base.py",
-     "with tf.control_dependencies(gradients.tensors_of(grads)):", "with tf.control_dependencies([]):", "iterations"),
+     "with tf.control_dependencies(gradients.tensors_of(grads)):", "with tf.control_dependencies([]):", "iterations::test_the_count_waits_in_a_loop_over_the_data"),
     ("constraints are not assigned", "optimizer/base.py",
-     "variable.assign(variable.constraint(variable))", "variable.constraint(variable)", "in_models"),
+     "variable.assign(variable.constraint(variable))", "variable.constraint(variable)", "in_models::test_constraints_are_applied"),
     ("gradients do not overwrite", "optimizer/gradients.py",
-     'if getattr(variable, "overwrite_with_gradient", False):', "if False:", "gradients"),
+     'if getattr(variable, "overwrite_with_gradient", False):', "if False:", "gradients::test_a_gradient_that_overwrites_its_variable"),
     ("a missing gradient stops the step", "optimizer/gradients.py",
-     "if len(missing) == len(grads):", "if missing:", "gradients"),
+     "if len(missing) == len(grads):", "if missing:", "gradients::test_gradients_that_are_none"),
     ("a variable may be given twice", "optimizer/gradients.py", "if len(set(keys)) != len(keys):", "if False:",
-     "gradients"),
+     "gradients::test_a_variable_twice_is_an_error"),
     ("traces are never freed", "optimizer/replicas.py", "if count() == 1 or context is None:", "if context is None:",
-     "steps"),
+     "steps::test_a_traced_step_is_freed_with_its_function"),
     # -- half precision
-    ("master weights stay", "engines/formula.py", "s.master_weight.assign(w - u)", "pass", "rounding"),
+    ("master weights stay", "engines/formula.py", "s.master_weight.assign(w - u)", "pass", "rounding::test_master_weights_take_the_steps_of_float32"),
     ("assigned weights are forgotten", "engines/formula.py",
      "return tf.where(tf.cast(master, s.variable.dtype) == s.variable.value(), master, w)", "return master",
-     "rounding"),
+     "rounding::test_an_assigned_element_is_taken_over_and_the_others_continue"),
     ("rounding is not random", "engines/rounding.py",
-     "random = tf.bitwise.bitwise_and(random, mask)", "random = tf.zeros_like(random)", "rounding"),
-    ("all variables round alike", "engines/rounding.py", "rng_stream * 0x9E3779B9 % 2**32", "0", "rounding"),
+     "random = tf.bitwise.bitwise_and(random, mask)", "random = tf.zeros_like(random)", "rounding::test_rounding_at_random_is_the_oracle_s"),
+    ("all variables round alike", "engines/rounding.py", "rng_stream * 0x9E3779B9 % 2**32", "0", "rounding::test_rounding_at_random_is_the_oracle_s"),
     ("all steps round alike", "engines/rounding.py", "_uint32(seed) + _hash32(_uint32(iterations))",
-     "_uint32(seed)", "rounding"),
+     "_uint32(seed)", "rounding::test_random_numbers_differ_between_steps_variables_and_elements"),
     ("fused: all variables round alike", "engines/fused.py", "streams=[s.rng_stream or 0 for s in group]",
-     "streams=[0 for s in group]", "rounding"),
+     "streams=[0 for s in group]", "rounding::test_rounding_at_random_is_the_oracle_s"),
     ("moments in half precision", "utils/variables.py",
      "return tf.float32 if is_half(variable) else tf.as_dtype(variable.dtype)", "return tf.as_dtype(variable.dtype)",
-     "precision"),
+     "precision::test_state_is_float32"),
     # -- engines, threads
-    ("fused=True is silent", "engines/__init__.py", "if fused_option is True:", "if False:", "fused_kernels"),
+    ("fused=True is silent", "engines/__init__.py", "if fused_option is True:", "if False:", "fused_kernels::test_true_is_an_error_where_the_op_cannot_be_used"),
     ("fused=False is fused", "engines/__init__.py",
-     "FASTEST_FIRST if fused_option else FASTEST_FIRST[1:]", "FASTEST_FIRST", "gradients"),
+     "FASTEST_FIRST if fused_option else FASTEST_FIRST[1:]", "FASTEST_FIRST", "gradients::test_which_form_an_optimizer_asks_for"),
     ("the rows of a call are kept in the optimizer", "optimizer/base.py",
      "        step = functools.partial(\n            accumulation",
      '        self.__dict__["_rows_of_call"] = lazy_indices\n        __import__("time").sleep(1e-3)\n'
      '        lazy_indices = self.__dict__["_rows_of_call"]\n'
-     "        step = functools.partial(\n            accumulation", "threads"),
+     "        step = functools.partial(\n            accumulation", "threads::test_lazy_rows_stay_where_two_threads_accumulate_in_one_optimizer"),
     # -- variables added later, saving, configurations, names
     ("variables added later count from the first step", "optimizer/base.py",
      "iterations - start if start else iterations", "iterations", "state"),
@@ -244,42 +244,42 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("names of others are taken", "optimizer/variant.py", "if name not in known and name", "if name",
      "names_and_configs"),
     ("an option may change its slots", "optimizer/attributes.py", "if needs_slots and", "if False and",
-     "hyperparameters"),
+     "hyperparameters::test_slots_are_fixed_once_built"),
     ("split_step lets XLA compile the update", "fused/_split_step.py",
      "train_step=train_step, jit_compile=False", "train_step=train_step, jit_compile=True", "split_step"),
-    ("NAdam's nu is 1", "converters.py", "nu_1=beta_1", "nu_1=1.0", "equivalences helpers"),
+    ("NAdam's nu is 1", "converters.py", "nu_1=beta_1", "nu_1=1.0", "equivalences::test_from_nadam"),
     ("QHAdamW without decay", "qhadamw.py", "weight_decay=weight_decay,", "weight_decay=None,", "golden"),
 ])
 
 CPP = _mutants("custom_ops/", [
     ("C++: epsilon inside the root", "adam_math.h", "(root(squared) + epsilon)", "root(squared + epsilon * epsilon)",
-     "fuzz"),
-    ("C++: amsgrad takes the smaller one", "adam_math.h", "*v_max >= v_new ?", "*v_max <= v_new ?", "steps"),
+     "fuzz::test_engines"),
+    ("C++: amsgrad takes the smaller one", "adam_math.h", "*v_max >= v_new ?", "*v_max <= v_new ?", "steps::test_float32"),
     ("C++: trust ratio upside down", "adam_math.h", "sqrt(squared.w) / sqrt(squared.u)",
      "sqrt(squared.u) / sqrt(squared.w)", "golden"),
     ("C++: trust_ratio_max ignored", "adam_math.h", "ratio > s.trust_ratio_max ? s.trust_ratio_max : ratio", "ratio",
      "golden"),
     ("C++: an infinite weight without decay is NaN", "adam_math.h", "decay != S(0) ? decay * w : S(0)", "decay * w",
-     "fused"),
-    ("C++: gradients are not scaled", "adam_math.h", "    g *= gradient_scale;\n", "", "clipping"),
-    ("C++: master weights stay", "loops.cc", "master[i] = new_weight", "master[i] = weight", "rounding"),
-    ("C++: all elements round alike", "loops.cc", "random_bits(key, uint32_t(i))", "random_bits(key, 0)", "rounding"),
-    ("C++: spans round alike", "loops.cc", " + uint32_t(s.begin);", ";", "rounding"),
-    ("C++: the last of repeated indices wins", "sparse.h", "sum[j] += ", "sum[j] = ", "sparse"),
+     "fused::test_special_values"),
+    ("C++: gradients are not scaled", "adam_math.h", "    g *= gradient_scale;\n", "", "clipping::test_clipping_across_types"),
+    ("C++: master weights stay", "loops.cc", "master[i] = new_weight", "master[i] = weight", "rounding::test_master_weights_take_the_steps_of_float32"),
+    ("C++: all elements round alike", "loops.cc", "random_bits(key, uint32_t(i))", "random_bits(key, 0)", "rounding::test_rounding_at_random_is_the_oracle_s"),
+    ("C++: spans round alike", "loops.cc", " + uint32_t(s.begin);", ";", "rounding::test_random_numbers_differ_between_steps_variables_and_elements"),
+    ("C++: the last of repeated indices wins", "sparse.h", "sum[j] += ", "sum[j] = ", "sparse::test_every_case"),
     ("C++: exact is lazy between named rows", "sparse.h", "if (exact) plan.add(t, 0, done, begin, nullptr);", "",
-     "sparse"),
-    ("C++: ties are rounded up", "half_types.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits + 0x8000u", "rounding"),
-    ("C++: bfloat16 is cut off", "half_types.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits", "precision"),
-    ("C++: stochastic rounding of denormals", "half_types.h", "float(int32_t(cut)) * 0x1p-13f", "0.0f", "fuzz"),
+     "sparse::test_every_case"),
+    ("C++: ties are rounded up", "half_types.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits + 0x8000u", "rounding::test_ties_are_rounded_to_even"),
+    ("C++: bfloat16 is cut off", "half_types.h", "bits + 0x7fffu + (bits >> 16 & 1u)", "bits", "rounding::test_ties_are_rounded_to_even"),
+    ("C++: stochastic rounding of denormals", "half_types.h", "float(int32_t(cut)) * 0x1p-13f", "0.0f", "fuzz::test_engines"),
     ("C++: norms of one span only", "step.h", "sums[spans[i].variable].u += norms[i].u;",
-     "sums[spans[i].variable].u = norms[i].u;", "fused"),
-    ("C++: a variable of several spans has no decay", "step.h", "t.weight_decay ? s.weight_decay : 0.0", "0.0", "fused"),
+     "sums[spans[i].variable].u = norms[i].u;", "fused::test_odd_sizes_in_one_step"),
+    ("C++: a variable of several spans has no decay", "step.h", "t.weight_decay ? s.weight_decay : 0.0", "0.0", "fused::test_odd_sizes_in_one_step"),
     ("C++: the global norm of one part only", "step.h", "for (double part : sums) sum += part;",
-     "for (double part : sums) sum = part;", "clipping"),
+     "for (double part : sums) sum = part;", "clipping::test_clipping_across_types"),
     ("C++: bias correction one step late", "step_scalars.h", "double(*inputs.iterations + 1)",
      "double(*inputs.iterations + 2)", "golden"),
     ("C++: the seed does not know the step", "step_scalars.h", " + mixed(uint32_t(*inputs.iterations))", "",
-     "rounding"),
+     "rounding::test_random_numbers_differ_between_steps_variables_and_elements"),
 ])
 # fmt: on
 MUTANTS = PYTHON + CPP
@@ -335,9 +335,12 @@ def _first_failure(output):
 
 def _test(mutant, folder, environment, likely_only):
     """The first test that fails, or None."""
-    files = [f"tests/test_{name}.py" for name in mutant.tests.split()]
-    likely = [file for file in files if (folder / file).exists()]
-    rest = ["tests", *(f"--ignore={file}" for file in likely)]
+    likely = []
+    for name in mutant.tests.split():
+        file, separator, function = name.partition("::")
+        if (folder / f"tests/test_{file}.py").exists():
+            likely.append(f"tests/test_{file}.py{separator}{function}")
+    rest = ["tests", *(f"--ignore={name}" for name in likely if "::" not in name)]
     log = folder / "pytest.log"
     for selected in [likely, *([] if likely_only else [rest])]:
         arguments = (str(folder), environment, str(log), selected)
