@@ -1,6 +1,7 @@
 """The table of optimizers under test: a new optimizer, or a new term of one, is one more row."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import oracle
@@ -22,12 +23,14 @@ class Case:
         return "-".join([self.cls.__name__, *(f"{k}={v}" for k, v in self.terms.items())])
 
     @property
-    def told(self):
-        """What the oracle has to be told: the optimizer's defaults, a weight decay that shows, the terms."""
+    def oracle_kwargs(self):
+        """Arguments of the oracle: the optimizer's defaults, a weight decay that shows, the terms."""
         config = self.cls().get_config()
         names = ("beta_1", "beta_2", "epsilon", "nu_1", "nu_2")
         decay = {"weight_decay": 0.25} if self.decays else {}
         return {name: config[name] for name in names if name in config} | decay | self.terms
+
+    told = oracle_kwargs  # the former name
 
     @property
     def decays(self):
@@ -50,8 +53,36 @@ CASES = [
     Case(tav.LAMB, oracle.lamb, {"trust_ratio_min": 0.3, "trust_ratio_max": 0.6}),
 ]
 
-# How a step is run. "fused": by the compiled op, which must be built; the first two: without it.
+PLAIN_CASES = [case for case in CASES if not case.terms]
+CLASSES = [case.cls for case in PLAIN_CASES]
+
+# How a step is run. "fused": by the fused kernels, which must be built; the first three: without them.
 MODES = ("eager", "graph", "xla", "fused eager", "fused graph")
+
+
+def product(axes, sensible=lambda row: True):
+    """All sensible combinations of the axes' values, each as {axis: value}."""
+    rows = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    return [row for row in rows if sensible(row)]
+
+
+def cover_pairs(rows, seed=0):
+    """Few of the rows that still have every pair of values: a greedy covering array."""
+    rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+    pairs_of = [
+        list(itertools.combinations([(axis, repr(value)) for axis, value in row.items()], 2)) for row in rows
+    ]
+    number = {pair: i for i, pair in enumerate(dict.fromkeys(itertools.chain.from_iterable(pairs_of)))}
+    has = np.zeros((len(rows), len(number)), np.float32)
+    for i, pairs in enumerate(pairs_of):
+        has[i, [number[pair] for pair in pairs]] = 1
+    missing, chosen = np.ones(len(number), np.float32), []
+    while missing.any():
+        best = int(np.argmax(has @ missing))
+        chosen.append(rows[best])
+        missing[has[best] > 0] = 0
+    return chosen
+
 
 PATHS = ("dense/kernel", "dense/bias", "norm/gamma", "out/kernel")
 SHAPES = ((5, 4), (4,), (4,), (2, 3, 2))
@@ -99,9 +130,9 @@ def run(mode, optimizer, inits, grads, dtype=tf.float64, paths=PATHS):
 def worst(history, expected):
     """The largest error of any array at any step, relative to the array's largest element."""
     return max(
-        np.max(np.abs(have - want)) / np.max(np.abs(want))
-        for step, expected_step in zip(history, expected, strict=True)
-        for have, want in zip(step, expected_step, strict=True)
+        np.max(np.abs(a - e)) / np.max(np.abs(e))
+        for actual_step, expected_step in zip(history, expected, strict=True)
+        for a, e in zip(actual_step, expected_step, strict=True)
     )
 
 

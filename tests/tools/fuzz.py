@@ -1,7 +1,7 @@
 """Random steps through every engine, each compared with the oracle: `make fuzz`.
 
-    python tests/fuzz.py --seed 0 --cases 100000     all of them, with a display of progress
-    python tests/fuzz.py --seed 0 --case 1234        one of them again
+    python tests/tools/fuzz.py --seed 0 --cases 100000     all of them, with a display of progress
+    python tests/tools/fuzz.py --seed 0 --case 1234        one of them again
 
 A case is an optimizer with random hyperparameters, a few variables with random slots, and one to three
 steps. It goes one of three ways: straight to the engines, through the whole optimizer eagerly, or through it
@@ -339,7 +339,7 @@ def draw_gradient(rng, array, none_at_all=0.0):
 # -- what the oracle allows ----------------------------------------------------------------------------------
 
 
-def told(case, betas):
+def oracle_kwargs(case, betas):
     """The oracle's hyperparameters, in extended precision where it computes with them alone."""
     terms = case.terms | betas
     return {k: np.longdouble(v) if isinstance(v, float) else v for k, v in terms.items()}
@@ -363,7 +363,7 @@ def allowed(case, array, before, gradient, t, betas):
         decay *= {"learning_rate": rate, "independent": 1, "schedule": rate / (case.peak or 1)}[
             case.decay_mode
         ]
-    own = told(case, betas) | ({"adapted": array.adapts} if case.cls is tav.LAMB else {})
+    own = oracle_kwargs(case, betas) | ({"adapted": array.adapts} if case.cls is tav.LAMB else {})
     names = ("m", "v", "vhat")
     w, *old = (Interval.of(x, arithmetic) for x in before)
     slots = dict(zip(names, old, strict=False))
@@ -403,8 +403,8 @@ def compare(array, intervals, after, rounded, where):
             wrong = after[0].astype(array.dtype.as_numpy_dtype) != weights
         if np.any(wrong & ~np.isnan(after[0])):
             raise Failure(f"{where}: weights are not the rounding of their master weights")
-    for name, interval, have in zip(("weights", *SLOTS), intervals, after, strict=False):
-        values = have.astype(np.longdouble)
+    for name, interval, actual in zip(("weights", *SLOTS), intervals, after, strict=False):
+        values = actual.astype(np.longdouble)
         inside = interval.holds(values, rounded if name == "weights" else None)
         tally["elements"] += values.size
         tally["bounded"] += int(np.sum(interval.finite()))
@@ -440,7 +440,7 @@ def check_step(case, array, before, after, gradient, rows, t, betas, where):
 def run_engines(case, rng):
     """The steps, straight through each engine that takes them."""
     steps = [[draw_gradient(rng, a) for a in case.arrays] for _ in range(case.steps)]
-    update = Hyperparameters(
+    hyperparameters = Hyperparameters(
         **case.terms,
         weight_decay=case.weight_decay,
         weight_decay_mode=case.decay_mode,
@@ -450,29 +450,30 @@ def run_engines(case, rng):
     for name, engine in ENGINES.items():
         dtype = case.arrays[0].dtype
         devices = frozenset({("/job:localhost/replica:0/task:0/device:CPU:0",)})
-        lazily = case.lazy and any(a.sparse for a in case.arrays)
-        if engine.unsupported_reason(update, GroupSpec(dtype, lazily, devices)):
+        lazy = case.lazy and any(a.sparse for a in case.arrays)
+        if engine.unsupported_reason(hyperparameters, GroupSpec(dtype, lazy, devices)):
             tally[f"not by {name}"] += 1
             continue
         tally[name] += 1
-        run_engine(case, name, engine, update, steps)
+        run_engine(case, name, engine, hyperparameters, steps)
 
 
-def run_engine(case, name, engine, update, steps):
+def run_engine(case, name, engine, hyperparameters, steps):
     dtype = case.arrays[0].dtype
     betas = rounded_betas(case, dtype) if name == "resource_apply" else {}
     state = [[tf.Variable(x) for x in a.values()] for a in case.arrays]
-    for i, gradients in enumerate(steps):
+    for i, step_gradients in enumerate(steps):
         before = [read(variables) for variables in state]
         taken = case.taken + i
         rate = tf.constant(case.learning_rate, tf.float32)
         scale = tf.constant(case.scale, tf.float64) if case.scale else None
         inputs = StepInputs(tf.constant(taken, tf.int64), rate, scale, tf.constant(SEED, tf.uint32))
-        parameters = [
-            parameter(case, a, s, g, engine) for a, s, g in zip(case.arrays, state, gradients, strict=True)
+        states = [
+            make_state(case, a, s, g, engine)
+            for a, s, g in zip(case.arrays, state, step_gradients, strict=True)
         ]
-        engine.step(parameters, update, inputs, exact=not case.lazy)
-        for j, (array, gradient) in enumerate(zip(case.arrays, gradients, strict=True)):
+        engine.step(states, hyperparameters, inputs, exact=not case.lazy)
+        for j, (array, gradient) in enumerate(zip(case.arrays, step_gradients, strict=True)):
             interval = gradient.interval(array.arithmetic)
             if case.scale:
                 interval = interval * np.longdouble(case.scale)
@@ -481,15 +482,15 @@ def run_engine(case, name, engine, update, steps):
             check_step(case, array, before[j], read(state[j]), interval, rows, taken + 1, betas, where)
 
 
-def parameter(case, array, variables, gradient, engine):
+def make_state(case, array, variables, gradient, engine):
     """As the optimizer makes it."""
-    gradient, ids = gradient.tensor(), None
+    gradient, indices = gradient.tensor(), None
     if array.sparse and not engine.accepts_indexed_slices:
         rows = array.weights.shape[0]
         if case.lazy:
             gradient = gradients.sum_repeated_indices(gradient, rows, array.state_dtype)
-            ids, gradient = gradient.indices, gradient.values
-            variables = [Rows(v, ids) for v in variables]
+            indices, gradient = gradient.indices, gradient.values
+            variables = [Rows(v, indices) for v in variables]
         else:
             gradient = gradients.to_dense(gradient, rows, array.state_dtype)
     names = ["variable", *SLOTS[: len(array.slots)], *([] if array.master is None else ["master_weight"])]
@@ -499,7 +500,7 @@ def parameter(case, array, variables, gradient, engine):
         weight_decay=array.decays,
         layer_adaptation=array.adapts,
         rng_stream=array.stream if array.rounding == "stochastic_rounding" else None,
-        ids=ids,
+        indices=indices,
     )
 
 
@@ -671,7 +672,7 @@ def main():
         for number in range(options.first, options.first + options.cases):
             if wrong := run(options.seed, number):
                 failures += 1
-                again = f"python tests/fuzz.py --seed {options.seed} --case {number}"
+                again = f"python tests/tools/fuzz.py --seed {options.seed} --case {number}"
                 progress.console.print(f"{again}\n    {wrong}", markup=False, highlight=False, soft_wrap=True)
             done += 1
             progress.update(task, advance=1, failures=failures)
