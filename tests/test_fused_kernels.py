@@ -270,12 +270,12 @@ def dense_step(w, m, v, g, step=None, **attributes):
         "stochastic_rounding": False,
         "velocity_hats": [],
         "master_weights": [],
-        "streams": list(range(len(w))),
+        "rng_streams": list(range(len(w))),
     } | attributes
     attributes.setdefault("weight_decay", [True] * len(w))
     attributes.setdefault("layer_adaptation", [True] * len(w))
     _library.load().tf_adam_variants_dense_step(
-        step=tf.constant(step, tf.float64),
+        coefficients=tf.constant(step, tf.float64),
         variables=handles(*w),
         momentums=handles(*m),
         velocities=handles(*v),
@@ -327,7 +327,7 @@ def test_the_op_checks_what_it_is_given(arguments, message, mode):
         (tf.float32, {"master_weights": 1}, "half and bfloat16"),
         (tf.bfloat16, {"master_weights": 1, "stochastic_rounding": True}, "no `stochastic_rounding`"),
         (tf.bfloat16, {"master_weights": 2}, "one element a variable"),
-        (tf.bfloat16, {"streams": [0, 1]}, "one element a variable"),
+        (tf.bfloat16, {"rng_streams": [0, 1]}, "one element a variable"),
     ],
 )
 @pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -348,10 +348,10 @@ def test_the_op_checks_the_rows(ids):
     w, m, v = (ones(3, 2) for _ in range(3))
     with pytest.raises(INVALID, match=r"must be in \[0, 3\).*Received: (3|-1)"):
         _library.load().tf_adam_variants_sparse_step(
-            step=tf.zeros(len(Coefficients._fields), tf.float64),
+            coefficients=tf.zeros(len(Coefficients._fields), tf.float64),
             variable=w.handle, momentum=m.handle, velocity=v.handle, velocity_hats=[], master_weights=[],
-            values=tf.ones((2, 2)), ids=tf.constant(ids), T=tf.float32,
+            values=tf.ones((2, 2)), indices=tf.constant(ids), T=tf.float32,
             squared_gradient=False, trust_ratio=False, weight_decay=True, layer_adaptation=True, exact=True,
-            stochastic_rounding=False, stream=0,
+            stochastic_rounding=False, rng_stream=0,
         )  # fmt: skip
     np.testing.assert_array_equal([w, m, v], np.ones((3, 3, 2)))
