@@ -356,7 +356,7 @@ SUMMARY = {
     "Keras, graph": "Keras, graph",
     "Keras, XLA": "Keras, XLA",
     "**fused, graph**": "**ours with fused kernels**",
-    "pure, graph": "ours without it, graph",
+    "pure, graph": "ours without them, graph",
     "torch, fused": "torch, fused",
     "optax, jit": "optax, jit",
     FLOOR: FLOOR,

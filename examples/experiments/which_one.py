@@ -170,10 +170,12 @@ def report(frame: pd.DataFrame) -> str:
         for i in of_all.argsort()
     ]
     *of_tasks, best = losses.best()
-    of_each = "; ".join(f"on {task} {names}" for task, names in zip(losses.tasks, of_tasks, strict=True))
-    conclusion = (
-        "The optimizer with the lowest loss, and after it those that these searches cannot tell from it: "
-        f"over all tasks {best}; {of_each}."
+    conclusion = experiment.table(
+        ["tasks", "lowest loss", "not told apart from it by these searches"],
+        [
+            [task, *(names.split(", ", 1) if ", " in names else (names, "none"))]
+            for task, names in zip(["all", *losses.tasks], [best, *of_tasks], strict=True)
+        ],
     )
     return f"{experiment.table(['relative test loss', *losses.tasks, 'all', 'rank'], rows)}\n\n{conclusion}"
 
