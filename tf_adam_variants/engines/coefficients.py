@@ -107,7 +107,7 @@ def _bias_correction(log_beta: float, t: Any) -> Any:
 
 
 class StepInputs(NamedTuple):
-    """What the scalars of a step are made from, besides the hyperparameters; all tensors."""
+    """The inputs of a step's coefficients besides the hyperparameters, as tensors."""
 
     iterations: Any  # how many updates there have been, int64
     learning_rate: Any

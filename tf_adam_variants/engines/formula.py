@@ -99,7 +99,7 @@ def moments(m: Any, v: Any, g: Any, hp: Hyperparameters, c: Coefficients) -> tup
     else:
         m += g - c.m_decay * m
     if is_small(hp.beta_2):
-        # 0 times an infinite v is NaN, as in the compiled op.
+        # 0 times an infinite v is NaN, as in the fused kernels.
         return m, c.v_scale * v + (c.v_weight * tf.square(g) - c.v_decay * v)
     return m, v + c.v_weight * (tf.square(g) - v)
 

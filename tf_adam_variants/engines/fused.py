@@ -35,7 +35,7 @@ def unsupported_reason(hp: Hyperparameters, group: GroupSpec) -> str | None:
 
 
 def warn_xla_blocks_fused(hp: Hyperparameters, group: GroupSpec) -> None:
-    """Log, once, that XLA alone is what keeps the op from the hp, if so."""
+    """Log once, where only XLA keeps the fused kernels from the step."""
     if internals.is_xla_compiling() and not _reason_outside_xla(hp, group):
         _log_once(f"The compiled op is built, but not used: {_UNDER_XLA}")
 
@@ -159,7 +159,7 @@ def _step_sparse(s: VariableState, hp: Hyperparameters, c: Any, exact: bool) -> 
 
 
 def _cast_gradient(s: VariableState, gradient: Any) -> Any:
-    """The gradient in the type of the variable or of its moments, which the op takes."""
+    """The gradient in the type of the variable or of its moments: the op accepts both."""
     gradient = tf.convert_to_tensor(gradient)
     if gradient.dtype in (s.variable.dtype, s.momentum.dtype):
         return gradient

@@ -1,4 +1,4 @@
-"""The description of an update: its hyperparameters, and which terms of the formula it has."""
+"""The hyperparameters of an optimizer, which say what terms of the formula it has."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Hyperparameters:
 
     @functools.cached_property
     def terms(self) -> frozenset[str]:
-        """The fields that are not at their default. Without any, the update is Adam without weight decay."""
+        """The fields that are not at their default. Without any, the optimizer is Adam without weight decay."""
         with_default = (
             field for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING
         )
         return frozenset(field.name for field in with_default if getattr(self, field.name) != field.default)
 
     def with_peak_of(self, learning_rate: Any) -> Hyperparameters:
-        """The update with the peak of this learning rate, where it needs one and was given none."""
+        """The hyperparameters with the peak of this learning rate, if they need a peak and have none."""
         if self.weight_decay_mode != "schedule" or self.peak_learning_rate is not None:
             return self
         return dataclasses.replace(self, peak_learning_rate=_check_peak(peak_of(learning_rate)))

@@ -18,7 +18,7 @@ def step_key(seed: Any, iterations: Any) -> Any:
 
 
 def round_at_random(x: Any, dtype: tf.DType, key: Any, rng_stream: int, elements: Any) -> Any:
-    """float32 values in a half type.
+    """Round float32 values to float16 or bfloat16.
 
     Args:
         x: what is rounded.

@@ -84,7 +84,7 @@ class AdamVariant(Attributes, Savable):
     ) -> Any:
         """Add a slot. Sums and averages of half precision are float32: bfloat16 cannot count past 256."""
         if name in ("gradient_accumulator", "average") and is_half(reference_variable):
-            return slots.in_type_of_arithmetic(self, reference_variable, name)
+            return slots.add_in_state_dtype(self, reference_variable, name)
         return super().add_variable_from_reference(reference_variable, name=name, initializer=initializer)
 
     # -- one step, read downwards ----------------------------------------------------------------------------

@@ -65,21 +65,21 @@ def build_on_more(optimizer: Any, new: list[Any]) -> None:
 
 
 def add(optimizer: keras.optimizers.Optimizer, variables: list[Any], *names: str) -> list[list[Any]]:
-    """Make slots of these names, all of the first variable before those of the second, as Keras does.
+    """Create slots of these names: all of the first variable, then those of the second, as Keras does.
 
     Returns:
         For each name the slots of all variables. None for a variable that its gradient overwrites, as float8
         scales.
     """
-    made = [[_add(optimizer, variable, name) for name in names] for variable in variables]
-    return [[row[i] for row in made] for i in range(len(names))]
+    rows = [[_add(optimizer, variable, name) for name in names] for variable in variables]
+    return [[row[i] for row in rows] for i in range(len(names))]
 
 
 def add_master_weights(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
-    """Make a float32 copy of each variable of a half type; None for the others.
+    """Create a float32 copy of each half-precision variable; None for the others.
 
-    What XLA compiles cannot read a variable to make another. There it is zero until the first step, which
-    takes over elements that are not the rounding of their master weight.
+    XLA cannot initialise a variable from another. Under XLA the copy is zero until the first step, which
+    replaces elements that do not round to their weight.
     """
 
     def initializer(variable: Any) -> Any:
@@ -94,7 +94,7 @@ def add_master_weights(optimizer: keras.optimizers.Optimizer, variables: list[An
 
 
 def add_rounding_seed(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Make a variable with a seed that is drawn from Python's `random`, as Keras's own seeds are."""
+    """Create a variable with a seed from Python's `random`, as Keras draws its seeds."""
     seed = random.getrandbits(32)
     return optimizer.add_variable(
         shape=(),
@@ -106,7 +106,7 @@ def add_rounding_seed(optimizer: keras.optimizers.Optimizer) -> Any:
 
 
 def add_averages(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
-    """Make the averages of variables that were added later, equal to these as after Keras's first step."""
+    """Create the averages of variables that are added later, equal to the variables."""
     averages = [
         None
         if getattr(variable, "overwrite_with_gradient", False)
@@ -125,13 +125,13 @@ def _add(optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initia
         return None
     if not is_half(variable):
         return optimizer.add_variable_from_reference(variable, name=name)
-    return in_type_of_arithmetic(optimizer, variable, name, initializer)
+    return add_in_state_dtype(optimizer, variable, name, initializer)
 
 
-def in_type_of_arithmetic(
+def add_in_state_dtype(
     optimizer: keras.optimizers.Optimizer, variable: Any, name: str, initializer: Any = "zeros"
 ) -> Any:
-    """Make a variable of the optimizer's like this one, in the type of its moments."""
+    """Create a slot like this variable, in the type of its moments."""
     with tf.distribute.get_strategy().extended.colocate_vars_with(tf_variable(variable)):
         return optimizer.add_variable(
             shape=variable.shape,
