@@ -64,7 +64,7 @@ class Hyperparameters:
 
     @functools.cached_property
     def terms(self) -> frozenset[str]:
-        """The fields that are not at their default. Without any, the optimizer is Adam without weight decay."""
+        """The fields that are not at their default. Without any, it is Adam without weight decay."""
         with_default = (
             field for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING
         )
