@@ -137,7 +137,8 @@ SETTINGS = {
 
 # What has a test of the fused kernels elsewhere too.
 SLOW_SETTINGS = (
-    "plain", "lazy", "accumulation", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"
+    "plain", "lazy", "accumulation", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor",
+    "average", "constraint",
 )  # fmt: skip
 
 
