@@ -11,6 +11,8 @@ def name_value(value):
     """A short name for pytest's list of tests."""
     if isinstance(value, dict):
         return "-".join(value) or "plain"
+    if isinstance(value, type):
+        return value.__name__
     return str(getattr(value, "name", None) or getattr(value, "__name__", None) or value)
 
 
