@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from axes import SPARSE_UPDATES
+from axes import FUSED, SPARSE_UPDATES
 from sparse import KINDS, draw_steps, slices, train, train_by_oracle
 
 import tf_adam_variants as tav
@@ -256,10 +256,11 @@ def test_fit_in_other_ways(option, sparse_update):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-4, atol=2e-5)
 
 
-def test_rows_are_written_in_place_and_read_without_a_copy():
+@FUSED
+def test_rows_are_written_in_place_and_read_without_a_copy(fused):
     """TensorFlow copies a table that rows were written to at every dense read, unless told otherwise."""
     table = tf.Variable(tf.ones((1000, 4)))
-    optimizer = tav.AdamW(sparse_update="lazy")
+    optimizer = tav.AdamW(sparse_update="lazy", fused=fused)
     optimizer.build([table])
 
     @tf.function
