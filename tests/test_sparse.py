@@ -225,7 +225,16 @@ def fit(fitted, epochs, **options):
     return fitted.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0, **options).history["loss"]
 
 
-@axes.pairwise(case=[cases.CASES[i] for i in (1, 5, 6)], sparse_update=["exact", "lazy"])
+@pytest.mark.parametrize(
+    ("case", "sparse_update"),
+    [
+        (cases.CASES[1], "exact"),
+        (cases.CASES[6], "lazy"),
+        pytest.param(cases.CASES[5], "exact", marks=pytest.mark.slow),
+        pytest.param(cases.CASES[5], "lazy", marks=pytest.mark.slow),
+    ],
+    ids=axes.name_value,
+)
 def test_fit_and_resume(case, sparse_update, tmp_path):
     rate = 0.01
     first = make_model(case.cls(rate, **case.terms, sparse_update=sparse_update))
@@ -243,7 +252,17 @@ def test_fit_and_resume(case, sparse_update, tmp_path):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
-@axes.pairwise(sparse_update=["exact", "lazy"], option=["run_eagerly", "jit_compile", "steps_per_execution"])
+@pytest.mark.parametrize(
+    ("sparse_update", "option"),
+    [
+        ("lazy", "jit_compile"),
+        ("exact", "steps_per_execution"),
+        pytest.param("exact", "jit_compile", marks=pytest.mark.slow),
+        pytest.param("lazy", "steps_per_execution", marks=pytest.mark.slow),
+        pytest.param("exact", "run_eagerly", marks=pytest.mark.slow),
+        pytest.param("lazy", "run_eagerly", marks=pytest.mark.slow),
+    ],
+)
 def test_fit_in_other_ways(option, sparse_update):
     plain, other = (
         make_model(tav.QHAdamW(0.01, sparse_update=sparse_update)),
