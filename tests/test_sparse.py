@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from axes import SPARSE_UPDATES
+from axes import FUSED, SPARSE_UPDATES
 from sparse import KINDS, draw_steps, slices, train, train_by_oracle
 
 import tf_adam_variants as tav
@@ -225,7 +225,16 @@ def fit(fitted, epochs, **options):
     return fitted.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0, **options).history["loss"]
 
 
-@axes.pairwise(case=[cases.CASES[i] for i in (1, 5, 6)], sparse_update=["exact", "lazy"])
+@pytest.mark.parametrize(
+    ("case", "sparse_update"),
+    [
+        (cases.CASES[1], "exact"),
+        (cases.CASES[6], "lazy"),
+        pytest.param(cases.CASES[5], "exact", marks=pytest.mark.slow),
+        pytest.param(cases.CASES[5], "lazy", marks=pytest.mark.slow),
+    ],
+    ids=axes.name_value,
+)
 def test_fit_and_resume(case, sparse_update, tmp_path):
     rate = 0.01
     first = make_model(case.cls(rate, **case.terms, sparse_update=sparse_update))
@@ -243,7 +252,17 @@ def test_fit_and_resume(case, sparse_update, tmp_path):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
-@axes.pairwise(sparse_update=["exact", "lazy"], option=["run_eagerly", "jit_compile", "steps_per_execution"])
+@pytest.mark.parametrize(
+    ("sparse_update", "option"),
+    [
+        ("lazy", "jit_compile"),
+        ("exact", "steps_per_execution"),
+        pytest.param("exact", "jit_compile", marks=pytest.mark.slow),
+        pytest.param("lazy", "steps_per_execution", marks=pytest.mark.slow),
+        pytest.param("exact", "run_eagerly", marks=pytest.mark.slow),
+        pytest.param("lazy", "run_eagerly", marks=pytest.mark.slow),
+    ],
+)
 def test_fit_in_other_ways(option, sparse_update):
     plain, other = (
         make_model(tav.QHAdamW(0.01, sparse_update=sparse_update)),
@@ -256,10 +275,11 @@ def test_fit_in_other_ways(option, sparse_update):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-4, atol=2e-5)
 
 
-def test_rows_are_written_in_place_and_read_without_a_copy():
+@FUSED
+def test_rows_are_written_in_place_and_read_without_a_copy(fused):
     """TensorFlow copies a table that rows were written to at every dense read, unless told otherwise."""
     table = tf.Variable(tf.ones((1000, 4)))
-    optimizer = tav.AdamW(sparse_update="lazy")
+    optimizer = tav.AdamW(sparse_update="lazy", fused=fused)
     optimizer.build([table])
 
     @tf.function

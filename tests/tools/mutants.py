@@ -114,7 +114,7 @@ PYTHON = _mutants("tf_adam_variants/", [
      "rate *= trust_ratio(*half_norms(w, u, s.padding)",
      "rate *= trust_ratio(*half_norms(w, u - c.weight_decay * w, s.padding)", "golden"),
     ("trust_ratio_min as a maximum", "engines/formula.py",
-     "tf.maximum(ratio, c.trust_ratio_min)", "tf.minimum(ratio, c.trust_ratio_min)", "golden"),
+     "tf.maximum(ratio, c.trust_ratio_min)", "tf.minimum(ratio, c.trust_ratio_min)", "steps::test_every_pair_of_options"),
     ("trust_ratio_max ignored", "engines/formula.py",
      "tf.minimum(ratio, c.trust_ratio_max)", "ratio", "golden"),
     # -- sparse gradients
