@@ -251,6 +251,7 @@ def test_optimizers_that_are_attributes_of_the_model(tmp_path):
     assert backed_up.same(state(other), state(wanted))
 
 
+@pytest.mark.slow
 def test_two_replicas(tmp_path):
     with strategy_of("two replicas").scope():
         wanted, other = (backed_up.model(lambda: tav.LAMB(0.05)) for _ in range(2))
@@ -338,7 +339,12 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+ONE_DAMAGE_QUICK = [
+    name if name == "cut off" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGE
+]
+
+
+@pytest.mark.parametrize("damage", ONE_DAMAGE_QUICK)
 def test_the_one_before_a_damaged_backup(net, damage, tmp_path, capsys):
     interrupted(reset(net), tmp_path, 6, save_freq=2)
     newest, before = tmp_path / "backup-00000002", tmp_path / "backup-00000001"
@@ -406,6 +412,7 @@ def test_a_killed_training(net, calls, tmp_path):
     assert_ends_as_uninterrupted(net, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk(net, tmp_path):
     size = sum(array.nbytes for array in net.after) - 1
     folder, error = tmp_path / "backups", tmp_path / "error.txt"

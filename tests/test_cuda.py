@@ -48,6 +48,7 @@ def output_of(*command, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_kernels_and_the_ops_with_them(tmp_path):
     """The ops run in a separate process, since a process can load them only once."""
@@ -95,6 +96,7 @@ def test_what_nvcc_reports(tmp_path):
     assert [entry for entry in ours if entry[2:] != ("0", "0")] == []
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_the_built_library_has_them():
     """They are registered, and call their own CUDA runtime, not that of TensorFlow with the same names."""
@@ -168,6 +170,7 @@ def test_a_library_without_them_says_so(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_elements_are_moved_16_bytes_at_a_time(tmp_path):
     made = cuda()

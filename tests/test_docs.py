@@ -1,11 +1,9 @@
 """The documentation: examples run, links resolve, arguments and public names are documented."""
 
 import doctest
-import html
 import importlib
 import importlib.util
 import inspect
-import itertools
 import pathlib
 import pkgutil
 import re
@@ -163,55 +161,3 @@ def test_the_version_is_in_the_changelog():
 def test_every_common_argument_has_a_type_and_a_text():
     assert set(arguments.COMMON) == set(arguments.Common.__annotations__)
     assert all(argument.text for argument in arguments.COMMON.values())
-
-
-spec = importlib.util.spec_from_file_location("import_graph", ROOT / "docs" / "import_graph.py")
-import_graph = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(import_graph)
-
-
-def test_imports_run_one_way():
-    graph = import_graph.imports()  # raises for a circle
-    assert {f"tf_adam_variants.{name}" for name in graph} == set(MODULES) - {
-        "tf_adam_variants.fused.custom_ops"
-    }
-
-    def below(name):
-        return graph[name].union(*map(below, graph[name]))
-
-    order = [
-        "adamw",
-        "_declaration",
-        "_optimizer",
-        "engines",
-        "engines.compiled_op",
-        "_step",
-        "_hyperparameters",
-    ]
-    for above, other in itertools.pairwise(order):
-        assert other in below(above)
-    for name in ("fused", "resource_apply", "formula"):
-        assert below(f"engines.{name}").isdisjoint(
-            {"_configured", "_gradients", "_rows", "_slots", "_variables"}
-        )
-
-
-def test_the_picture_of_the_imports_is_that_of_the_code():
-    """Made by `make docs`."""
-    picture = html.unescape((ROOT / "docs" / "images" / "imports.svg").read_text())
-    arrows = set(re.findall("<title>(\\S+)->(\\S+)</title>", picture))
-    graph = import_graph.reduced(import_graph.imports())
-    assert arrows == {(name, other) for name, others in graph.items() for other in others}
-
-
-def test_internals_are_touched_in_one_module_each():
-    """TensorFlow's raw ops and private modules, and Keras's private hooks."""
-    allowed = {
-        "tf.raw_ops": {"_rows.py", "resource_apply.py"},
-        "tensorflow.python": {"_xla.py"},
-        "_distributed_tf_update_step": {"_optimizer.py"},
-        "_update_uid": {"_saved_state.py"},
-    }
-    for file in (ROOT / "tf_adam_variants").rglob("*.py"):
-        for name, files in allowed.items():
-            assert (name not in file.read_text()) or file.name in files, (name, file.name)

@@ -149,6 +149,7 @@ def test_the_same_bits_for_any_number_of_threads():
 # -- where the kernels are missing, or cannot be used
 
 
+@pytest.mark.slow
 def test_without_the_library(tmp_path):
     """ "auto" trains on by the pure path; True says what to do; nothing is built on the way."""
     lines = run_python(

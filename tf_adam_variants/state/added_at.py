@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_adam_variants.utils import internals
+
 NAME = "added_at"
 
 
@@ -103,5 +105,5 @@ class AddedAt:
         own = {id(variable) for variable in self._variables}
         others = [variable for variable in self._optimizer.variables if id(variable) not in own]
         if self._others is None or len(self._others) != len(others):
-            self._others = tf.__internal__.tracking.wrap(others)
+            self._others = internals.wrap_tracked(others)
         return self._others

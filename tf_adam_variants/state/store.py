@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_adam_variants.state import layout
 from tf_adam_variants.state.layout import Entry
+from tf_adam_variants.utils import internals
 
 # The attributes with a list of slots, one per variable. The first two are those of Keras.
 _SLOT_LISTS = (
@@ -242,9 +243,9 @@ def _check_filled(variables: Sequence[Any], name: str) -> None:
     """Raise if a `tf.train.Checkpoint` has set some of the variables and not the others.
 
     Those that Keras wrote have no layout, and TensorFlow fills variables that are created after restoring
-    without comparing shapes. `_update_uid` is its own mark of a variable that was restored.
+    without comparing shapes.
     """
-    restored = [getattr(variable, "_update_uid", -1) >= 0 for variable in variables]
+    restored = [internals.is_restored(variable) for variable in variables]
     with tf.init_scope():
         wrong = [
             variable.name

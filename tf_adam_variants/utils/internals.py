@@ -42,6 +42,16 @@ def maybe_merge_call(function: Callable[..., Any], strategy: Any, *args: Any) ->
     return tf.__internal__.distribute.interim.maybe_merge_call(function, strategy, *args)
 
 
+def is_restored(variable: Any) -> bool:
+    """Whether a `tf.train.Checkpoint` has set a variable: TensorFlow's mark of it."""
+    return getattr(variable, "_update_uid", -1) >= 0
+
+
+def wrap_tracked(values: list[Any]) -> Any:
+    """A list that a `tf.train.Checkpoint` follows as it follows one that is assigned to an attribute."""
+    return tf.__internal__.tracking.wrap(values)
+
+
 def keras_optimizer_names() -> Collection[str]:
     """The names, in lower case, that Keras resolves by itself. To ask it would make an optimizer."""
     return ALL_OBJECTS_DICT
