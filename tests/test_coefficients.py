@@ -30,7 +30,7 @@ CASES_AND_TERMS = [
     for case in cases.CASES
     for betas in BETAS
     for mode in (MODES if case.has_modes else MODES[:1])
-    for terms in [case.told | betas | ({"weight_decay_mode": mode} if case.has_modes else {})]
+    for terms in [case.oracle_kwargs | betas | ({"weight_decay_mode": mode} if case.has_modes else {})]
 ]
 
 

@@ -47,8 +47,8 @@ def test_the_kernels_are_ready():
 @ALL_CASES
 def test_steps(case, mode):
     inits, grads = cases.problem(4)
-    have = cases.run(mode, case.cls(0.125, **case.told), inits, grads)
-    want = oracle.train(case.rule, inits, grads, [0.125] * 4, **case.told)
+    have = cases.run(mode, case.cls(0.125, **case.oracle_kwargs), inits, grads)
+    want = oracle.train(case.rule, inits, grads, [0.125] * 4, **case.oracle_kwargs)
     assert cases.worst(have, want) < 1e-11
 
 
@@ -60,8 +60,8 @@ def test_types_and_odd_sizes(case, mode, dtype):
     draw = lambda size: tf.cast(rng.normal(size=size), dtype).numpy().astype(np.float64)  # noqa: E731
     inits, grads = [draw(size) for size in SIZES], [[draw(size) for size in SIZES]]
     paths = [f"v{size}" for size in SIZES]
-    have = cases.run(mode, case.cls(0.125, **case.told), inits, grads, tf.as_dtype(dtype), paths)[0]
-    want = oracle.train(case.rule, inits, grads, [0.125], **case.told)[0]
+    have = cases.run(mode, case.cls(0.125, **case.oracle_kwargs), inits, grads, tf.as_dtype(dtype), paths)[0]
+    want = oracle.train(case.rule, inits, grads, [0.125], **case.oracle_kwargs)[0]
     tolerance = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 5e-7, "float64": 1e-14}[dtype]
     for a, b in zip(have[1:], want[1:], strict=True):
         np.testing.assert_allclose(a, b, rtol=1.001 * tolerance, atol=1e-6 if dtype != "float64" else 1e-14)
@@ -86,7 +86,7 @@ def test_repeated_ids(case, mode, how):
     steps = [(rng.integers(0, 6, 9), rng.normal(size=(9, 5)), rng.normal(size=3)) for _ in range(4)]
     for run in (mode, "graph"):
         table, dense = tf.Variable(np.full((8, 5), 0.5)), tf.Variable(np.ones(3))
-        optimizer = case.cls(0.125, **case.told, sparse_update=how)
+        optimizer = case.cls(0.125, **case.oracle_kwargs, sparse_update=how)
         optimizer.build([table, dense])
         step = sparse_step(optimizer, table, dense, run)
         for ids, values, gradient in steps:
@@ -113,7 +113,7 @@ def test_clipping(clipping, mode):
     inits, grads = cases.problem(3)
     have = cases.run(mode, tav.QHAdamW(0.125, weight_decay=0.25, **clipping), inits, grads)
     case = next(case for case in cases.CASES if case.cls is tav.QHAdamW)
-    want = oracle.train(case.rule, inits, grads, [0.125] * 3, clipping=clipping, **case.told)
+    want = oracle.train(case.rule, inits, grads, [0.125] * 3, clipping=clipping, **case.oracle_kwargs)
     assert cases.worst(have, want) < 1e-11
 
 

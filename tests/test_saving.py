@@ -1,115 +1,32 @@
 """Training that is saved, loaded in a new process and goes on, bit for bit as if never interrupted."""
 
-import pathlib
-import subprocess
-import sys
-
+import axes
 import cases
 import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from saved_models import (
+    LAYOUTS,
+    OPTIMIZERS,
+    X,
+    Y,
+    assert_same,
+    by_layout,
+    fit,
+    in_turn,
+    model,
+    run_in_a_new_process,
+    schedule,
+    state,
+)
 
 import tf_adam_variants as tav
 
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(48, 3)).astype("float32")
-Y = X @ RNG.normal(size=(3, 2)).astype("float32")
-
-schedule = keras.optimizers.schedules.CosineDecay(0.0, 40, warmup_target=0.25, warmup_steps=4)
-
-OPTIMIZERS = {
-    **{case.name: lambda case=case: case.cls(0.0625, **case.terms) for case in cases.CASES},
-    "schedule": lambda: tav.QHAdamW(
-        tav.schedules.LinearWarmup(keras.optimizers.schedules.ExponentialDecay(0.125, 5, 0.5), 3),
-        weight_decay=0.25,
-        weight_decay_mode="schedule",
-    ),
-    "callable-free warm-up": lambda: tav.LAMB(schedule, exclude_from_weight_decay=["bias"]),
-    "everything": lambda: tav.AdamW(
-        0.0625,
-        weight_decay=0.5,
-        amsgrad=True,
-        exclude_from_weight_decay=["head/bias"],
-        weight_decay_mode="schedule",
-        use_ema=True,
-        ema_momentum=0.75,
-        ema_overwrite_frequency=5,
-        gradient_accumulation_steps=2,
-        global_clipnorm=0.5,
-    ),
-}
-
-
-# What is saved depends on the slots alone: in the other tests these stand for all.
-LAYOUTS = ["everything", "AdamW-amsgrad=True", "schedule", "LAMB"]
-BUILT = {"built": True, "built later": False}
-
-
-def in_turn(rows, columns, every=()):
-    """All pairs as parameters. The suite without `slow` has one per row, the columns in turn, and `every`."""
-    columns = list(columns)
-    return [
-        pytest.param(
-            row,
-            column,
-            id="-".join(str(getattr(x, "name", x)) for x in (row, column)),
-            marks=[] if j == i % len(columns) or row in every else pytest.mark.slow,
-        )
-        for i, row in enumerate(rows)
-        for j, column in enumerate(columns)
-    ]
-
-
-def by_layout():
-    """The optimizers, those of LAYOUTS first, the others `slow`, each built and built later."""
-    others = [name for name in OPTIMIZERS if name not in LAYOUTS]
-    return in_turn(LAYOUTS, [True, False], every=["everything"]) + [
-        pytest.param(name, built, marks=pytest.mark.slow) for name in others for built in (True, False)
-    ]
-
-
-def model(optimizer, dtype="float32"):
-    keras.utils.set_random_seed(1)
-    layers = [
-        keras.Input((3,)),
-        keras.layers.Dense(4, "tanh", name="body"),
-        keras.layers.Dense(2, name="head"),
-    ]
-    made = keras.Sequential(layers, name="net")
-    made.compile(optimizer=optimizer, loss="mse")
-    return made
-
-
-def fit(made, epochs=2):
-    """7 steps an epoch (an odd number: an accumulated gradient is waiting when we save)."""
-    made.fit(X[:42], Y[:42], batch_size=6, epochs=epochs, shuffle=False, verbose=0)
-
-
-def state(made):
-    return [np.asarray(v) for v in [*made.weights, *made.optimizer.variables]]
-
-
-def assert_same(have, want):
-    assert len(have) == len(want)
-    for a, b in zip(have, want, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def in_a_new_process(program, *arguments):
-    here = str(pathlib.Path(__file__).parent)
-    code = f"import sys; sys.path[:0] = [{here!r}, {here + '/helpers'!r}]\n" + program
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 GO_ON = """
 import keras, numpy as np, tf_adam_variants
-import test_saving as t
+import saved_models as t
 for folder in sys.argv[1:]:
     made = keras.models.load_model(folder + "/model.keras")
     t.fit(made)
@@ -117,9 +34,7 @@ for folder in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize(
-    "names", [LAYOUTS[:3], pytest.param(list(OPTIMIZERS), marks=pytest.mark.slow)], ids=["some", "all"]
-)
+@pytest.mark.parametrize("names", axes.one_quick([list(OPTIMIZERS), LAYOUTS[:1]]), ids=["all", "one"])
 def test_a_keras_file_in_a_new_process(names, tmp_path):
     want = {}
     for i, name in enumerate(names):
@@ -133,7 +48,7 @@ def test_a_keras_file_in_a_new_process(names, tmp_path):
         made.save(folder / "model.keras")
         fit(made)
         want[folder] = state(made)
-    in_a_new_process(GO_ON, *want)
+    run_in_a_new_process(GO_ON, *want)
     for folder, arrays in want.items():
         with np.load(folder / "after.npz") as after:
             assert_same(list(after.values()), arrays)
@@ -191,7 +106,7 @@ def test_half_precision_state(tmp_path):
     assert_same([other.numpy()], [weights.numpy()])
 
 
-@pytest.mark.parametrize("keras_cls", [keras.optimizers.Adam, keras.optimizers.AdamW])
+@pytest.mark.parametrize("keras_cls", axes.one_quick([keras.optimizers.Adam, keras.optimizers.AdamW]))
 @pytest.mark.parametrize(("amsgrad", "built"), in_turn([False, True], [True, False]))
 def test_a_checkpoint_that_keras_wrote(keras_cls, amsgrad, built, tmp_path):
     made = model(keras_cls(0.0625, amsgrad=amsgrad))
@@ -319,7 +234,7 @@ def test_a_saved_model_trains_on_without_this_package(tmp_path):
         folder = tmp_path / str(i)
         tf.saved_model.save(trainer, folder, signatures=trainer.train)
         want[folder] = [trainer.train(X, Y)["loss"].numpy() for _ in range(5)], trainer.weights.numpy()
-    in_a_new_process(TRAIN_ON, tmp_path / "data.npz", *want)
+    run_in_a_new_process(TRAIN_ON, tmp_path / "data.npz", *want)
     for folder, (losses, weights) in want.items():
         with np.load(folder / "after.npz") as after:
             assert_same([after["losses"], after["weights"]], [np.array(losses), weights])
@@ -345,7 +260,7 @@ def test_a_saved_model_holds_all_that_its_step_reads(tmp_path):
     assert_same([again.weights, again.more], [trainer.weights, trainer.more])
 
 
-@pytest.mark.parametrize("name", ["qhadam", "qhadamw", "lamb", "tf_adam_variants>AdamW"])
+@pytest.mark.parametrize("name", axes.one_quick(["qhadam", "qhadamw", "lamb", "tf_adam_variants>AdamW"]))
 def test_export(name, tmp_path):
     made = model(name)
     fit(made)
@@ -354,7 +269,7 @@ def test_export(name, tmp_path):
     np.testing.assert_allclose(served.serve(X), made.predict(X, verbose=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["qhadam", "qhadamw", "lamb", "tf_adam_variants>AdamW"])
+@pytest.mark.parametrize("name", axes.one_quick(["qhadam", "qhadamw", "tf_adam_variants>AdamW", "lamb"]))
 def test_saved_before_the_first_step(name, tmp_path):
     made = model(name)
     made.optimizer.learning_rate = 0.5

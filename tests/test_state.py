@@ -3,13 +3,14 @@
 import copy
 import pickle
 
+import axes
 import cases
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_saving import OPTIMIZERS, assert_same, fit, in_turn, model, state
-from test_strategies import strategy_of
+from saved_models import OPTIMIZERS, assert_same, fit, in_turn, model, state
+from strategies import strategy_of
 
 import tf_adam_variants as tav
 
@@ -22,7 +23,7 @@ def followed(case, inits, grads, trained, starts):
 
     starts: after how many steps each variable was added; its own steps count from there.
     """
-    terms = dict(case.told)
+    terms = dict(case.oracle_kwargs)
     decay = terms.pop("weight_decay", 0.0) * (1.0 if case.cls is tav.LAMB else RATE)
     weights, slots, history = [w.copy() for w in inits], [{} for _ in inits], []
     for step, (step_grads, indices) in enumerate(zip(grads, trained, strict=True)):
@@ -82,7 +83,7 @@ def test_state_that_is_assigned_is_taken_up(case, mode):
     optimizer = case.cls(RATE, **case.terms, **({"weight_decay": 0.25} if case.decays else {}))
     step = cases.apply_in(mode, optimizer, weights)
     step([tf.constant(g) for g in grads[0]])
-    terms = dict(case.told)
+    terms = dict(case.oracle_kwargs)
     decay = terms.pop("weight_decay", 0.0) * (1.0 if case.cls is tav.LAMB else RATE)
     rng = np.random.default_rng(1)
     for t, way in ((8, "assign"), (20, "set_weights")):
@@ -148,7 +149,7 @@ def test_a_frozen_layer_keeps_weights_and_slots(name):
 
 
 @pytest.mark.parametrize("frozen", ["body", "head"])
-@pytest.mark.parametrize("overwrite", [None, 2])
+@pytest.mark.parametrize("overwrite", axes.one_quick([None, 2]))
 def test_averages_of_a_model_with_a_frozen_layer(frozen, overwrite):
     made = model(tav.AdamW(RATE, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=overwrite))
     fit(made)
@@ -568,7 +569,7 @@ def check_goes_on(made, tmp_path):
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["after steps", "before the first step"])
-@pytest.mark.parametrize("wide", [8, 1])
+@pytest.mark.parametrize("wide", axes.one_quick([1, 8]))
 def test_a_tower_that_was_thawed_is_saved(wide, counted, tmp_path):
     made, tower = two_towers(wide)
     tower.trainable = False

@@ -67,7 +67,7 @@ def make_model(optimizer, dtype="float64", sparse=False, **options):
 
 def make(cls, **options):
     case = PLAIN[cls]
-    decay = {"weight_decay": case.told["weight_decay"]} if case.decays else {}
+    decay = {"weight_decay": case.oracle_kwargs["weight_decay"]} if case.decays else {}
     return cls(**({"learning_rate": RATE} | decay | options))
 
 
@@ -107,7 +107,7 @@ def train(
     excluded=(), steps=range(STEPS), rounded=lambda gradient: gradient,
 ):  # fmt: skip
     """Per update and variable: weights before it, direction, decay, rows. And the weights at the end."""
-    arguments = case.told
+    arguments = case.oracle_kwargs
     decay, lamb = arguments.pop("weight_decay", 0.0), case.rule is oracle.lamb
     weights, slots, updates = [w.copy() for w in START], [{} for _ in START], []
     sums = [0.0] * len(START)
@@ -139,7 +139,9 @@ def train(
 def define(updates, case, excluded=(), call=1):
     """What is to be logged, by update and tag; with `call` updates per call, from the weights before it."""
     numbers = {}
-    low, high = (case.told.get(f"trust_ratio_{end}", value) for end, value in (("min", 0.0), ("max", np.inf)))
+    low, high = (
+        case.oracle_kwargs.get(f"trust_ratio_{end}", value) for end, value in (("min", 0.0), ("max", np.inf))
+    )
     for t, update in enumerate(updates):
         for i, (name, (_, direction, decay, rows)) in enumerate(zip(SHAPES, update, strict=True)):
             w = updates[t // call * call][i][0][rows]

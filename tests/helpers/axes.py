@@ -20,6 +20,12 @@ def _slow_if_xla(mode, *values):
     return pytest.param(*values, marks=pytest.mark.slow if mode == "xla" else ())
 
 
+def one_quick(values):
+    """The values of a parameter, all but the last slow: where they hardly meet what the test is about."""
+    *others, last = values
+    return [*(pytest.param(value, marks=pytest.mark.slow) for value in others), last]
+
+
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=name_value)
 PLAIN_CASES = pytest.mark.parametrize("case", cases.PLAIN_CASES, ids=name_value)
 CLASSES = pytest.mark.parametrize("cls", cases.CLASSES, ids=name_value)

@@ -30,8 +30,6 @@ class Case:
         decay = {"weight_decay": 0.25} if self.decays else {}
         return {name: config[name] for name in names if name in config} | decay | self.terms
 
-    told = oracle_kwargs  # the former name
-
     @property
     def decays(self):
         return self.cls is not tav.QHAdam
