@@ -5,6 +5,7 @@ import itertools
 import axes
 import cases
 import numpy as np
+import pytest
 import tensorflow as tf
 from like_sgd import (
     CLASSES_FUSED,
@@ -90,6 +91,18 @@ def test_an_overwriting_gradient_accumulates_its_maximum(cls, fused):
         for i in (0, 1):
             assert_close(slot(optimizer, "_gradient_accumulator", i), waiting[i] * ONES)
     assert_close(slot(optimizer, "_momentum"), (1 - optimizer.beta_1) * 1.5 * ONES)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize(("dtype", "of_gradient"), [("bfloat16", "bfloat16"), ("float32", "float64")])
+def test_an_overwriting_gradient_may_have_another_type(dtype, of_gradient, mode):
+    overwritten = tf.Variable(tf.ones(2, dtype))
+    overwritten.overwrite_with_gradient = True
+    optimizer = tav.AdamW(gradient_accumulation_steps=2)
+    step = cases.apply_in(mode, optimizer, [overwritten])
+    for size in (3.0, 2.0):
+        step([tf.fill([2], tf.constant(size, of_gradient))])
+    np.testing.assert_array_equal(tf.cast(overwritten, tf.float32), [3.0, 3.0])
 
 
 @axes.pairwise(fused=[False, True], gradient=[tf.bfloat16, tf.float32], form=GRADIENT_FORMS)

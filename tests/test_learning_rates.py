@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from axes import CLASSES
 from like_sgd import ONES, START, assert_close, gradient, like_sgd, variable
+from strategies import strategy_of
 
 import tf_adam_variants as tav
 
@@ -72,3 +73,18 @@ def test_learning_rates_of_every_kind(case, rate, mode):
     actual = cases.run(mode, case.cls(make_rate(), **case.oracle_kwargs), inits, grads)
     expected = oracle.train(case.rule, inits, grads, rates, **case.oracle_kwargs)
     assert cases.worst(actual, expected) < 1e-12
+
+
+def test_a_callable_may_ask_for_its_replica():
+    strategy = strategy_of("two replicas")
+
+    def rate():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return 0.5 if replica is not None else 0.0
+
+    with strategy.scope():
+        weights = tf.Variable([1.0])
+        optimizer = tav.AdamW(rate, weight_decay=0.0, epsilon=0.0)
+        optimizer.build([weights])
+    strategy.run(tf.function(lambda: optimizer.apply([tf.identity(tf.ones(1))], [weights])))
+    assert float(weights.numpy()[0]) == 0.5

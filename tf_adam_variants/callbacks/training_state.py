@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_adam_variants.optimizer import replicas
-from tf_adam_variants.state import added_at
 
 Entry = dict[str, Any]  # a variable's name, shape, type and number of copies
 
@@ -31,9 +30,7 @@ def find_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 def find_variables(model: keras.Model) -> list[Any]:
     """Weights, random seeds and the states of the optimizers."""
     # Keras's files leave the seeds out, so Dropout would draw its first masks again.
-    variables = (variable for optimizer in find_optimizers(model) for variable in optimizer.variables)
-    # When variables were added is in the layouts.
-    slots = (variable for variable in variables if variable.name != added_at.NAME)
+    slots = (variable for optimizer in find_optimizers(model) for variable in optimizer.variables)
     return _unique([*model.variables, *slots])
 
 

@@ -15,7 +15,12 @@ def is_due(optimizer: Any) -> Any:
 
 
 def accumulate(
-    optimizer: Any, strategy: Any, grads: list[Any], variables: list[Any], lazy_indices: frozenset[int]
+    optimizer: Any,
+    strategy: Any,
+    grads: list[Any],
+    _: None,
+    variables: list[Any],
+    lazy_indices: frozenset[int],
 ) -> None:
     """Add gradients to the sums, or step with the mean if it is due. Runs once for all replicas."""
     sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(v)].value for v in variables]
@@ -26,7 +31,7 @@ def accumulate(
 
     def step() -> None:
         means = on_each(lambda total, g: (g + total) / optimizer.gradient_accumulation_steps)
-        optimizer._step(strategy, means, variables, lazy_indices)
+        optimizer._step(strategy, means, optimizer.learning_rate, variables, lazy_indices)
         for total in optimizer._accumulated_gradients:  # all of them, as in Keras
             if total is not None:
                 strategy.extended.update(total.value, lambda v: v.assign(tf.zeros_like(v)), group=False)
@@ -43,6 +48,7 @@ def overwrite(optimizer: Any, variable: Any, gradient: Any) -> None:
         variable.assign(gradient)
         return
     total = optimizer._accumulated_gradients[optimizer._get_variable_index(variable)]
-    largest, due = tf.maximum(gradient, total.value), is_due(optimizer)
-    variable.assign(tf.where(due, largest, variable.value))
+    largest = tf.maximum(tf.cast(gradient, total.value.dtype), total.value)
+    due = is_due(optimizer)
+    variable.assign(tf.where(due, tf.cast(largest, variable.dtype), tf.convert_to_tensor(variable)))
     total.assign(tf.where(due, tf.zeros_like(largest), largest))

@@ -65,7 +65,7 @@ class AdamVariant(Attributes, Savable):
         slots.check_types(new, self.name)
         for strategy in (self._distribution_strategy, tf.distribute.get_strategy()):
             replicas.check_strategy(strategy, self.name)
-        slots_before = self._number_of_slots() if self.built else 0
+        slots_before = len(self.variables) if self.built else 0
         if slots_before:
             slots.build_on_more(self, new)
         else:
@@ -156,7 +156,9 @@ class AdamVariant(Attributes, Savable):
             variables=[tf_variable(v) for v in variables],
             lazy_indices=lazy_indices,
         )
-        replicas.merge(step, self._distribution_strategy, replicas.sum_gradients(prepared))
+        # In the context of a replica, where a callable may ask for it; accumulating, only when it is due.
+        rate = None if accumulates else self.learning_rate
+        replicas.merge(step, self._distribution_strategy, replicas.sum_gradients(prepared), rate)
 
     def _form(self, dtype: str) -> Form:
         """The form of the sparse gradients of variables of this type."""
@@ -176,12 +178,12 @@ class AdamVariant(Attributes, Savable):
         self,
         strategy: Any,
         grads: list[Any],
+        learning_rate: Any,
         variables: list[Any],
         lazy_indices: frozenset[int] = frozenset(),
-        learning_rate: Any = None,
     ) -> None:
         """Group the variables by engine, and update each group on each replica."""
-        rate = self.learning_rate if learning_rate is None else learning_rate
+        rate = replicas.first_replica_value(strategy, learning_rate)
         rate, iterations = map(tf.convert_to_tensor, (rate, self.iterations))
         seed = tf.convert_to_tensor(self._rounding_seed) if self.stochastic_rounding else None
         engine_of = functools.cache(self._engine)
@@ -271,5 +273,4 @@ class AdamVariant(Attributes, Savable):
     @tf.autograph.experimental.do_not_convert
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable, as Keras's interface has it; `apply` updates all of them at once."""
-        pair = [gradient], [tf_variable(variable)]
-        self._step(self._distribution_strategy, *pair, learning_rate=learning_rate)
+        self._step(self._distribution_strategy, [gradient], learning_rate, [tf_variable(variable)])

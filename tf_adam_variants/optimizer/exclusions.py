@@ -62,12 +62,12 @@ class Exclusions:
             warnings.warn(
                 f"`{self._argument}`: the pattern{'' if one else 's'} {', '.join(map(repr, unmatched))} "
                 f"match{'es' if one else ''} no variable. The variables are {paths_of(variables)}",
-                stacklevel=_levels_to_caller(),
+                stacklevel=levels_to_caller(),
             )
         return frozenset(excluded)
 
 
-def _levels_to_caller() -> int:
+def levels_to_caller() -> int:
     """How far up the first function is that belongs neither to this package nor to Keras or TensorFlow."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and re.match(

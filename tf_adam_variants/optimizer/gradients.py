@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_adam_variants.engines.formula import to_float32
 from tf_adam_variants.optimizer import replicas
+from tf_adam_variants.optimizer.exclusions import levels_to_caller
 from tf_adam_variants.utils import internals
 from tf_adam_variants.utils.variables import path_of, paths_of, state_dtype
 
@@ -116,7 +117,7 @@ def drop_missing(grads: list[Any], variables: list[Any]) -> tuple[list[Any], lis
         warnings.warn(
             f"Gradients do not exist for variables {missing} when minimizing the loss. If using "
             "`model.compile()`, did you forget to provide a `loss` argument?",
-            stacklevel=3,
+            stacklevel=levels_to_caller(),
         )
     pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
     return [g for g, _ in pairs], [v for _, v in pairs]

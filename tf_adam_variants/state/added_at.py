@@ -9,26 +9,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants.utils import internals
-
-NAME = "added_at"
-
 
 class AddedAt:
-    """One int64 variable of the optimizer per `build` call after the first, for all variables of the call.
+    """One int64 variable per `build` call after the first, for all variables of the call.
 
-    The calls count from 0, the first `build`, which has none.
+    The calls count from 0, the first `build`, which has none. `optimizer.variables` leaves these out: the
+    layout of a saved state holds their values, and a LossScaleOptimizer saves `variables` by position.
     """
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self._variables: list[Any] = []
+        self.variables: list[Any] = []
         self._calls: dict[int, int] = {}  # by the index of a trainable variable
         self._traced: set[int] = set()  # the indices whose calls are fixed in the graph of a function
-        self._others: Any = None
-
-    def __len__(self) -> int:
-        return len(self._variables)
 
     def add_last(self, number: int) -> None:
         """Create the variable of the `build` call that added the last trainable variables, in this number."""
@@ -38,17 +31,18 @@ class AddedAt:
         self._add(range(end - number, end), updates)
 
     def _add(self, indices: Iterable[int], updates: int) -> None:
-        strategy = self._optimizer._distribution_strategy
-        with contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
-            variable = self._optimizer.add_variable(
+        strategy, name = self._optimizer._distribution_strategy, self._optimizer.name
+        scope = contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope()
+        with scope, keras.name_scope(name, caller=self._optimizer):
+            variable = keras.Variable(
+                lambda shape, dtype: tf.constant(updates, dtype),
                 shape=(),
-                initializer=lambda shape, dtype: tf.constant(updates, dtype),
                 dtype="int64",
-                aggregation="only_first_replica",
-                name=NAME,
+                trainable=False,
+                name="added_at",
             )
-        self._variables.append(variable)
-        self._calls |= dict.fromkeys(indices, len(self._variables))
+        self.variables.append(variable)
+        self._calls |= dict.fromkeys(indices, len(self.variables))
 
     def call_of(self, index: int) -> int:
         """The `build` call that added a trainable variable."""
@@ -60,7 +54,7 @@ class AddedAt:
         """The updates of the variables of a call; from 0 again where `iterations` was set to less."""
         if not call:
             return iterations
-        variable = self._variables[call - 1].value
+        variable = self.variables[call - 1].value
         start = tf.minimum(tf.convert_to_tensor(variable), tf.cast(iterations, tf.int64))
         variable.assign(start)
         return iterations - tf.cast(start, iterations.dtype)
@@ -68,7 +62,7 @@ class AddedAt:
     def values(self) -> dict[int, int]:
         """The number of updates before each added variable, by its index."""
         with tf.init_scope():
-            starts = [int(variable.numpy()) for variable in self._variables]
+            starts = [int(variable.numpy()) for variable in self.variables]
         return {index: starts[call - 1] for index, call in self._calls.items()}
 
     def restore(self, values: Mapping[int, int]) -> None:
@@ -92,18 +86,6 @@ class AddedAt:
             )
         for call, start in starts.items():
             if call:
-                self._variables[call - 1].assign(start)
+                self.variables[call - 1].assign(start)
         for group in moved:
             self._add(members[group], group[1])
-
-    def others(self) -> Any:
-        """The optimizer's other variables, as a list that TensorFlow can track.
-
-        In a `tf.train.Checkpoint`, where variables go by position, the others then have theirs whatever was
-        added when. The layout that is saved with them holds the numbers.
-        """
-        own = {id(variable) for variable in self._variables}
-        others = [variable for variable in self._optimizer.variables if id(variable) not in own]
-        if self._others is None or len(self._others) != len(others):
-            self._others = internals.wrap_tracked(others)
-        return self._others

@@ -8,6 +8,7 @@ import keras
 
 from tf_adam_variants.state.added_at import AddedAt
 from tf_adam_variants.state.store import CheckpointLayout, FileState
+from tf_adam_variants.utils import internals
 
 
 class Savable(keras.optimizers.Optimizer):
@@ -30,9 +31,6 @@ class Savable(keras.optimizers.Optimizer):
             ValueError: that names the differences, where the saved state belongs to another optimizer.
         """
         self._file_state.load(store)
-
-    def _number_of_slots(self) -> int:
-        return len(self.variables) - len(self._added_at)
 
     def _restore_new_slots(self, variables: int, slots_before: int) -> None:
         """Set slots that `build` created for this number of variables to what was restored before.
@@ -62,6 +60,6 @@ class Savable(keras.optimizers.Optimizer):
         children = super()._trackable_children(save_type, **kwargs)
         if save_type == "savedmodel":  # it holds no Python state, and would be missed on loading
             children = {name: child for name, child in children.items() if child is not self._layout}
-        elif self._added_at:
-            children["_variables"] = self._added_at.others()
+            if self._added_at.variables:
+                children["added_at"] = internals.wrap_tracked(self._added_at.variables)
         return children

@@ -55,7 +55,7 @@ class CheckpointLayout(tf.train.experimental.PythonState):
         """Raise a ValueError as long as what was restored does not fit the optimizer, which is built."""
         self._check_layout()
         if self._slots_are_new:
-            _check_filled(_positional(self._optimizer), self._optimizer.name)
+            _check_filled(self._optimizer.variables, self._optimizer.name)
             self._slots_are_new = False
 
     def _check_layout(self) -> None:
@@ -87,7 +87,7 @@ class FileState:
     def save(self, store: Any) -> None:
         """Write the variables by position, as Keras does, and the layout and a digest with them."""
         entries = [*describe(self._optimizer), *self._pending_slots]
-        values = [variable.numpy() for variable in _positional(self._optimizer)]
+        values = [variable.numpy() for variable in self._optimizer.variables]
         written = self._pending or {_LAYOUT: np.frombuffer(layout.to_json(entries).encode(), np.uint8)}
         written = written | {str(i): v for i, v in enumerate((*values, *self._pending_slots.values()))}
         for key, array in (written | {_DIGEST: _digest(written)}).items():
@@ -132,7 +132,7 @@ class FileState:
         """Set the slots that a later `build` created, from this place among the optimizer's variables."""
         if not self._pending_slots:
             return
-        variables, present = _positional(self._optimizer), describe(self._optimizer)
+        variables, present = self._optimizer.variables, describe(self._optimizer)
         before = len(self._pending_slots)
         with tf.init_scope():
             for i in range(first, len(present)):
@@ -152,11 +152,13 @@ class FileState:
 
     def _assign(self, arrays: Mapping[str, np.ndarray], slots_only: bool = False) -> None:
         optimizer = self._optimizer
+        variables, present = optimizer.variables, describe(optimizer)
         if _LAYOUT in arrays:
-            variables, present = _positional(optimizer), describe(optimizer)
             saved = layout.from_json(arrays[_LAYOUT].tobytes())
-        else:
-            variables, present, saved = _compare_shapes(optimizer, arrays)
+        else:  # written by Keras: only shapes can be compared
+            shapes = [arrays[str(i)].shape for i in range(len(arrays))]
+            fits = shapes == [entry.shape for entry in present]
+            saved = present if fits else [Entry("an array", shape, "an array") for shape in shapes]
         if not _has_slots(arrays):
             present = [entry for entry in present if entry.kind in layout.SCALARS]
         places = layout.match(saved, present, optimizer.name)
@@ -173,13 +175,8 @@ def describe(optimizer: Any) -> list[Entry]:
     indices, added_at = _slot_indices(optimizer), optimizer._added_at.values()
     return [
         Entry(layout.kind_of(v.name), tuple(v.shape), v.name, added_at.get(indices.get(id(v), -1)))
-        for v in _positional(optimizer)
+        for v in optimizer.variables
     ]
-
-
-def _positional(optimizer: Any) -> list[Any]:
-    """The variables that are saved by position: all but those of `_added_at`, whose values the layout has."""
-    return list(optimizer._added_at.others()) if optimizer._added_at else optimizer.variables
 
 
 def _slot_indices(optimizer: Any) -> dict[int, int]:
@@ -194,26 +191,10 @@ def _restore_added_at(optimizer: Any, entries: Sequence[Entry]) -> None:
     optimizer._added_at.restore(
         {
             indices[id(variable)]: entry.added_at
-            for variable, entry in zip(_positional(optimizer), entries, strict=False)
+            for variable, entry in zip(optimizer.variables, entries, strict=False)
             if id(variable) in indices and entry.added_at is not None
         }
     )
-
-
-def _compare_shapes(
-    optimizer: Any, arrays: Mapping[str, np.ndarray]
-) -> tuple[list[Any], list[Entry], list[Entry]]:
-    """The optimizer's variables, their entries, and those of arrays that Keras wrote, which have shapes only.
-
-    A LossScaleOptimizer writes `optimizer.variables`, with those of `_added_at`.
-    """
-    shapes = [arrays[str(i)].shape for i in range(len(arrays))]
-    variables, present = _positional(optimizer), describe(optimizer)
-    if len(shapes) == len(optimizer.variables) > len(variables):
-        variables = optimizer.variables
-        present = [Entry(layout.kind_of(v.name), tuple(v.shape), v.name) for v in variables]
-    fits = shapes == [entry.shape for entry in present]
-    return variables, present, present if fits else [Entry("an array", shape, "an array") for shape in shapes]
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -48,7 +48,7 @@ def is_restored(variable: Any) -> bool:
 
 
 def wrap_tracked(values: list[Any]) -> Any:
-    """A list that a `tf.train.Checkpoint` follows as it follows one that is assigned to an attribute."""
+    """A list that a SavedModel follows as it follows one that is assigned to an attribute."""
     return tf.__internal__.tracking.wrap(values)
 
 
