@@ -1,11 +1,13 @@
-# Two commands to begin with: `make demo` and `make test`. Each makes a virtual environment of its own.
+# Two commands to begin with: `make demo` and `make test`. The first one makes a virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Programs of tests/tools import what the tests share.
+WITH_HELPERS = PYTHONPATH=tests/helpers
 
-.PHONY: demo build test fuzz endurance torture lint docs figures bench sanitize sanitize-cuda test-cuda sanitize-on-gpu \
-	gpu-report test-oldest clean
+.PHONY: demo build test test-all mutants fuzz endurance torture lint docs figures bench sanitize sanitize-cuda test-cuda \
+	sanitize-on-gpu gpu-report test-oldest clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -16,17 +18,20 @@ $(VENV)/installed: pyproject.toml setup.py
 demo: $(VENV)/installed ## Train on handwritten digits with five optimizers chosen by name; writes digits.png.
 	$(BIN)/python examples/digits.py --out digits.png
 
-build: $(VENV)/installed ## The compiled op, into the user's cache.
+build: $(VENV)/installed ## The fused kernels, into the user's cache.
 	$(BIN)/python -m tf_adam_variants.fused build
 
-test: build ## The test suite, with the examples in the docstrings.
+test: build ## The quick tests: five minutes on two cores.
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2
 
-test-slow: build ## What the test suite leaves out: large examples, every combination of options, what nvcc reports.
+test-all: build ## All other tests: examples, experiments, wheels, subprocesses, most of XLA.
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 -m slow
 
+mutants: build ## Plant mistakes in the package, one after another: the quick tests must find each.
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/tools/mutants.py
+
 torture: build ## Kills, full disks and damaged files while a training is saved and loaded: some minutes.
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/torture.py --json tests/torture.json
+	TF_CPP_MIN_LOG_LEVEL=3 $(WITH_HELPERS) $(BIN)/python tests/tools/torture.py --json tests/tools/torture.json
 
 lint: $(VENV)/installed ## Style and types.
 	$(BIN)/ruff check .
@@ -43,24 +48,24 @@ docs: $(VENV)/docs ## The pages of docs/ and the reference as a site in build/si
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: build ## Milliseconds a step and seconds to the first one, compared with Keras.
-	$(BIN)/python examples/benchmark.py --json examples/benchmark.json
-	$(BIN)/python examples/sparse_benchmark.py --json examples/sparse_benchmark.json
+	$(BIN)/python examples/benchmarks/benchmark.py --json examples/benchmarks/benchmark.json
+	$(BIN)/python examples/benchmarks/sparse_benchmark.py --json examples/benchmarks/sparse_benchmark.json
 
-figures: $(VENV)/installed ## The pictures and tables of numbers of README.md and docs/, from the results in examples/.
+figures: $(VENV)/installed ## The pictures and tables of README.md and docs/, from the results of examples/.
 	$(BIN)/python docs/figures.py
 
 fuzz: build ## Random steps through every engine, against the oracle: make fuzz SEED=1 CASES=1000
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) --cases $(or $(CASES),100000)
+	TF_CPP_MIN_LOG_LEVEL=3 $(WITH_HELPERS) $(BIN)/python tests/tools/fuzz.py --seed $(or $(SEED),0) --cases $(or $(CASES),100000)
 
-endurance: build ## 20,000 steps eagerly, in functions that are traced anew, and in fit: memory stays flat.
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/endurance.py --steps $(or $(STEPS),20000)
+endurance: build ## 20,000 steps eagerly, in functions that are traced again, and in fit: memory stays flat.
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python tests/tools/endurance.py --steps $(or $(STEPS),20000)
 
 CXX ?= g++
 CHECKED = $(CXX) -std=c++17 -Wall -Wextra -O1 -g -fno-omit-frame-pointer -fopenmp-simd -fno-math-errno \
 	-fno-trapping-math -ffp-contract=fast -fno-sanitize-recover=all -pthread
 LEVELS = $(if $(filter x86_64,$(shell uname -m)),v3 v4)
 
-sanitize: ## The compiled op's kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+sanitize: ## The fused kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 	@set -e; for checks in address,undefined thread; do \
 		made=$$(mktemp -d); echo "== $$checks"; \
 		for set in baseline $(LEVELS); do \
@@ -73,7 +78,7 @@ sanitize: ## The compiled op's kernels under AddressSanitizer, UndefinedBehavior
 	done
 
 # The kernels for GPUs, as compiled for a CPU. ThreadSanitizer would touch all of the huge array.
-CUDA_CHECKED = tests/cuda_kernels.py check --on-cpu --quick --flag=-fno-sanitize-recover=all
+CUDA_CHECKED = tests/tools/cuda_kernels.py check --on-cpu --quick --flag=-fno-sanitize-recover=all
 PRELOADED = $(foreach library,$(1) libstdc++,$(shell $(CXX) -print-file-name=$(library).so))
 
 sanitize-cuda: $(VENV)/installed ## The same for the kernels for GPUs.
@@ -83,16 +88,16 @@ sanitize-cuda: $(VENV)/installed ## The same for the kernels for GPUs.
 
 # These want a GPU, nvcc, and a Python with NumPy and PyTorch. Only a part of the report wants TensorFlow.
 test-cuda: ## The kernels for GPUs against the oracle.
-	$(PYTHON) tests/cuda_kernels.py check
+	$(PYTHON) tests/tools/cuda_kernels.py check
 
 sanitize-on-gpu: ## The kernels for GPUs under compute-sanitizer.
 	set -e; for tool in memcheck racecheck initcheck; do \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 \
-			$(PYTHON) tests/cuda_kernels.py check --quick --without huge; \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no \
+			--error-exitcode 1 $(PYTHON) tests/tools/cuda_kernels.py check --quick --without huge; \
 	done
 
 gpu-report: ## Both, and how fast they are: docs/gpu-report.json and .md. ON_CPU=1 rehearses it without a GPU.
-	$(PYTHON) tests/gpu_report.py $(if $(ON_CPU),--on-cpu)
+	$(PYTHON) tests/tools/gpu_report.py $(if $(ON_CPU),--on-cpu)
 
 test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject.toml declares.
 	$(PYTHON) -m venv .venv-oldest
@@ -100,5 +105,5 @@ test-oldest: ## The test suite on the oldest TensorFlow and Keras that pyproject
 	.venv-oldest/bin/python -m tf_adam_variants.fused build
 	.venv-oldest/bin/python -m pytest -n 2
 
-clean: ## Remove what the targets above made.
+clean: ## Remove what the targets above have made.
 	rm -rf $(VENV) .venv-oldest build *.egg-info digits.png

@@ -1,6 +1,6 @@
 """The rest is in pyproject.toml.
 
-TFAV_BUILD_OPS=1 pip wheel --no-build-isolation .    # a wheel with the compiled library
+TFAV_BUILD_OPS=1 pip wheel --no-build-isolation .    # a wheel with the fused kernels
 """
 
 import os
@@ -13,7 +13,7 @@ from setuptools.command.build_py import build_py
 
 
 def with_library():
-    """Arguments of `setup` for a wheel with the library: for one version of TensorFlow and one platform."""
+    """Make the arguments of `setup` for a wheel with the kernels, for one TensorFlow version and platform."""
     import tensorflow as tf
     from setuptools.command.bdist_wheel import bdist_wheel
 

@@ -1,4 +1,4 @@
-// The ops on a CPU: TensorFlow's threads take the step of step.h.
+// The ops on a CPU: TensorFlow's threads run the step of step.h.
 
 #include <cstring>
 
@@ -11,14 +11,14 @@ namespace tensorflow {
 namespace tf_adam_variants {
 namespace {
 
-// Each thread begins with a share of its own, so that it walks through memory: the processor fetches ahead better than
-// where threads take every other block. Whose share is done takes from the others'.
+// Neighbouring tasks. Each thread runs its own share first, in the order of memory, because the processor prefetches
+// that better than every other task; then it helps with the remaining shares.
 struct alignas(64) Share {
   std::atomic<int64_t> next;
   int64_t end;
 };
 
-tfav::Parallel OnThreadsOf(OpKernelContext* ctx) {
+tfav::Parallel ThreadsOf(OpKernelContext* ctx) {
   thread::ThreadPool* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
   return [pool](int64_t n, const std::function<void(int64_t)>& f) {
     const int64_t workers = std::min<int64_t>(n, pool->NumThreads());
@@ -42,109 +42,110 @@ tfav::Parallel OnThreadsOf(OpKernelContext* ctx) {
   };
 }
 
-tfav::Step StepOf(const Tensor& step) {
-  tfav::Step s;
-  memcpy(&s, step.data(), sizeof s);
-  return s;
+tfav::Coefficients ToCoefficients(const Tensor& tensor) {
+  tfav::Coefficients c;
+  memcpy(&c, tensor.data(), sizeof c);
+  return c;
 }
 
-void Run(OpKernelContext* ctx, const tfav::Kind& kind, tfav::Plan& plan, const std::vector<tfav::Parameter>& t,
-         const tfav::Step& s, const tfav::Loops& loops) {
-  if (kind.trust_ratio) {
-    tfav::lamb(plan, t, s, loops, OnThreadsOf(ctx));
+std::vector<int64_t> ToInt64(const Tensor& indices) {
+  std::vector<int64_t> result(indices.NumElements());
+  if (indices.dtype() == DT_INT32) {
+    std::copy_n(static_cast<const int32_t*>(indices.data()), result.size(), result.begin());
   } else {
-    tfav::adam(plan, t, s, loops.adam, OnThreadsOf(ctx));
+    std::copy_n(static_cast<const int64_t*>(indices.data()), result.size(), result.begin());
+  }
+  return result;
+}
+
+tfav::ElementSizes ElementSizesOf(tfav::DType variable, tfav::DType gradient) {
+  return {tfav::size_of(variable), tfav::size_of(tfav::slot_dtype(variable)), tfav::size_of(gradient)};
+}
+
+void RunStep(OpKernelContext* ctx, const tfav::KernelConfig& config, tfav::Partition& partition,
+             const std::vector<tfav::VariableState>& variables, const tfav::Coefficients& c, const tfav::Loops& loops) {
+  if (config.trust_ratio) {
+    tfav::lamb(partition, variables, c, loops, ThreadsOf(ctx));
+  } else {
+    tfav::adam(partition, variables, c, loops.adam, ThreadsOf(ctx));
   }
 }
 
-std::vector<int64_t> Widened(const Tensor& ids) {
-  std::vector<int64_t> wide(ids.NumElements());
-  if (ids.dtype() == DT_INT32) {
-    std::copy_n(static_cast<const int32_t*>(ids.data()), wide.size(), wide.begin());
-  } else {
-    std::copy_n(static_cast<const int64_t*>(ids.data()), wide.size(), wide.begin());
-  }
-  return wide;
-}
-
-struct Cpu {
+struct CpuBackend {
   static Status Copy(OpKernelContext*, void* to, const void* from, size_t bytes) {
     memcpy(to, from, bytes);
     return OkStatus();
   }
 
-  static Status Dense(OpKernelContext* ctx, const tfav::Kind& kind, const std::vector<tfav::Parameter>& t,
-                      const Tensor& step) {
-    const tfav::Step s = StepOf(step);
-    const tfav::Loops loops = tfav::loops_for(kind);
-    const tfav::Sizes sizes = SizesOf(kind.variable, kind.gradient);
-    tfav::Plan plan(sizes);
-    for (size_t i = 0; i < t.size(); ++i) {
-      plan.add(t[i], int(i), 0, t[i].size, t[i].g);
-      if (kind.trust_ratio && plan.elements() >= tfav::kTogether) {
-        Run(ctx, kind, plan, t, s, loops);
-        plan = tfav::Plan(sizes);
+  static Status StepDense(OpKernelContext* ctx, const tfav::KernelConfig& config,
+                          const std::vector<tfav::VariableState>& variables, const Tensor& coefficients) {
+    const tfav::Coefficients c = ToCoefficients(coefficients);
+    const tfav::Loops loops = tfav::loops_for(config);
+    const tfav::ElementSizes sizes = ElementSizesOf(config.variable, config.gradient);
+    tfav::Partition partition(sizes);
+    for (size_t i = 0; i < variables.size(); ++i) {
+      partition.add(variables[i], int(i), 0, variables[i].size, variables[i].g);
+      if (config.trust_ratio && partition.elements() >= tfav::kLambBatch) {
+        RunStep(ctx, config, partition, variables, c, loops);
+        partition = tfav::Partition(sizes);
       }
     }
-    Run(ctx, kind, plan, t, s, loops);
+    RunStep(ctx, config, partition, variables, c, loops);
     return OkStatus();
   }
 
-  static Status CheckIds(const Tensor& ids, int64_t rows) {
-    const std::vector<int64_t> id = Widened(ids);
-    for (size_t i = 0; i < id.size(); ++i) {
-      if (id[i] < 0 || id[i] >= rows) {
-        return errors::InvalidArgument("The ids of a gradient's slices must be in [0, ", rows, "). Received: ", id[i],
-                                       " at ", i);
+  static Status CheckIndices(const Tensor& indices, int64_t rows) {
+    const std::vector<int64_t> index = ToInt64(indices);
+    for (size_t i = 0; i < index.size(); ++i) {
+      if (index[i] < 0 || index[i] >= rows) {
+        return errors::InvalidArgument("The ids of a gradient's slices must be in [0, ", rows,
+                                       "). Received: ", index[i], " at ", i);
       }
     }
     return OkStatus();
   }
 
-  static Status Sparse(OpKernelContext* ctx, const tfav::Kind& kind, const tfav::Parameter& t, const Tensor& ids,
-                       int64_t rows, bool exact, const Tensor& step) {
-    const std::vector<int64_t> id = Widened(ids);
-    const tfav::Rows named(id.data(), int64_t(id.size()));
-    const int64_t width = rows > 0 ? t.size / rows : 0;
-    const tfav::Type state = tfav::state_of(kind.variable);  // in which rows are added up
-    const int64_t bytes = width * tfav::size_of(state);
-    Tensor sums;
-    TF_RETURN_IF_ERROR(ctx->allocate_temp(state == tfav::Type::kDouble ? DT_DOUBLE : DT_FLOAT,
-                                          TensorShape({named.count(), width}), &sums));
-    char* sum = static_cast<char*>(sums.data());
-    const int64_t together = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, width));
-    OnThreadsOf(ctx)((named.count() + together - 1) / together, [&](int64_t block) {
-      const int64_t end = std::min(named.count(), (block + 1) * together);
-      for (int64_t i = block * together; i < end; ++i) named.add_up(i, kind.gradient, t.g, width, sum + i * bytes);
+  static Status StepSparse(OpKernelContext* ctx, const tfav::KernelConfig& config, const tfav::VariableState& variable,
+                           const Tensor& indices, int64_t num_rows, bool exact, const Tensor& coefficients) {
+    const std::vector<int64_t> index = ToInt64(indices);
+    const tfav::UniqueRows rows(index.data(), int64_t(index.size()));
+    const int64_t width = num_rows > 0 ? variable.size / num_rows : 0;
+    const tfav::DType slot = tfav::slot_dtype(config.variable);
+    const int64_t row_bytes = width * tfav::size_of(slot);
+    Tensor sum_tensor;
+    TF_RETURN_IF_ERROR(ctx->allocate_temp(slot == tfav::DType::kDouble ? DT_DOUBLE : DT_FLOAT,
+                                          TensorShape({rows.count(), width}), &sum_tensor));
+    char* sums = static_cast<char*>(sum_tensor.data());
+    const int64_t rows_per_task = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, width));
+    ThreadsOf(ctx)((rows.count() + rows_per_task - 1) / rows_per_task, [&](int64_t task) {
+      const int64_t end = std::min(rows.count(), (task + 1) * rows_per_task);
+      for (int64_t i = task * rows_per_task; i < end; ++i) {
+        rows.sum_values(i, config.gradient, variable.g, width, sums + i * row_bytes);
+      }
     });
-    tfav::Kind of_sums = kind;
-    of_sums.gradient = state;
-    tfav::Plan plan(SizesOf(kind.variable, state));
-    tfav::add_rows(plan, t, named, width, sum, bytes, exact);
-    Run(ctx, of_sums, plan, {t}, StepOf(step), tfav::loops_for(of_sums));
+    tfav::KernelConfig sums_config = config;
+    sums_config.gradient = slot;
+    tfav::Partition partition(ElementSizesOf(config.variable, slot));
+    tfav::add_rows(partition, variable, rows, width, sums, row_bytes, exact);
+    RunStep(ctx, sums_config, partition, {variable}, ToCoefficients(coefficients), tfav::loops_for(sums_config));
     return OkStatus();
   }
 
-  static Status SquaredNorm(OpKernelContext* ctx, tfav::Type type, const std::vector<tfav::Parameter>& gradients,
+  static Status SquaredNorm(OpKernelContext* ctx, tfav::DType dtype, const std::vector<tfav::VariableState>& gradients,
                             double* sum) {
-    *sum = tfav::squared_norm(gradients, tfav::size_of(type), tfav::squared_norm_for(type), OnThreadsOf(ctx));
+    *sum = tfav::squared_norm(gradients, tfav::size_of(dtype), tfav::squared_norm_for(dtype), ThreadsOf(ctx));
     return OkStatus();
   }
 
-  static Status Scalars(OpKernelContext*, const tfav::Constants& constants, const tfav::StepInputs& inputs,
-                        double* step) {
-    const tfav::Step s = tfav::step_of(constants, inputs);
-    memcpy(step, &s, sizeof s);
+  static Status ComputeCoefficients(OpKernelContext*, const tfav::StaticCoefficients& fixed,
+                                    const tfav::StepInputs& inputs, double* coefficients) {
+    const tfav::Coefficients c = tfav::coefficients_of(fixed, inputs);
+    memcpy(coefficients, &c, sizeof c);
     return OkStatus();
-  }
-
- private:
-  static tfav::Sizes SizesOf(tfav::Type variable, tfav::Type gradient) {
-    return {tfav::size_of(variable), tfav::size_of(tfav::state_of(variable)), tfav::size_of(gradient)};
   }
 };
 
-TFAV_REGISTER_KERNELS(DEVICE_CPU, Cpu)
+TFAV_REGISTER_KERNELS(DEVICE_CPU, CpuBackend)
 
 }  // namespace
 }  // namespace tf_adam_variants

@@ -1,12 +1,12 @@
-// Which of the compiled loops this processor runs.
+// Chooses among the compiled loops those for this processor.
 
 #include "loops.h"
 
 namespace tfav {
 
-#define TFAV_DECLARE(set)         \
-  Loops loops_##set(const Kind&); \
-  SquaredNormLoop squares_##set(Type);
+#define TFAV_DECLARE(set)                 \
+  Loops loops_##set(const KernelConfig&); \
+  SquaredNormLoop squared_norm_##set(DType);
 
 TFAV_DECLARE(baseline)
 
@@ -15,8 +15,8 @@ TFAV_DECLARE(baseline)
 TFAV_DECLARE(v3)
 TFAV_DECLARE(v4)
 
-static int level() {
-  static const int found = [] {
+static int x86_level() {
+  static const int detected = [] {
     __builtin_cpu_init();
     if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))) return 1;
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -25,11 +25,11 @@ static int level() {
                ? 4
                : 3;
   }();
-  return found;
+  return detected;
 }
 
-#define TFAV_CHOOSE(call) (level() == 4 ? call(v4) : level() == 3 ? call(v3) : call(baseline))
-const char* instruction_set() { return level() == 4 ? "x86-64-v4" : level() == 3 ? "x86-64-v3" : "baseline"; }
+#define TFAV_CHOOSE(call) (x86_level() == 4 ? call(v4) : x86_level() == 3 ? call(v3) : call(baseline))
+const char* instruction_set() { return x86_level() == 4 ? "x86-64-v4" : x86_level() == 3 ? "x86-64-v3" : "baseline"; }
 
 #else
 
@@ -38,14 +38,14 @@ const char* instruction_set() { return "baseline"; }
 
 #endif
 
-Loops loops_for(const Kind& kind) {
-#define TFAV_LOOPS(set) loops_##set(kind)
+Loops loops_for(const KernelConfig& config) {
+#define TFAV_LOOPS(set) loops_##set(config)
   return TFAV_CHOOSE(TFAV_LOOPS);
 }
 
-SquaredNormLoop squared_norm_for(Type gradient) {
-#define TFAV_SQUARES(set) squares_##set(gradient)
-  return TFAV_CHOOSE(TFAV_SQUARES);
+SquaredNormLoop squared_norm_for(DType gradient) {
+#define TFAV_SQUARED_NORM(set) squared_norm_##set(gradient)
+  return TFAV_CHOOSE(TFAV_SQUARED_NORM);
 }
 
 }  // namespace tfav

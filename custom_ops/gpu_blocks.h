@@ -1,5 +1,5 @@
-// What the kernels on a GPU have in common: how they are launched, how a thread reads and writes elements, and sums
-// that are the same to the last bit each time.
+// Shared by the kernels on a GPU: launches, reads and writes of elements, the update of elements, and sums over a block
+// that are bit-exact each time.
 
 #ifndef TF_ADAM_VARIANTS_GPU_BLOCKS_H_
 #define TF_ADAM_VARIANTS_GPU_BLOCKS_H_
@@ -10,32 +10,32 @@
 
 #include "adam_math.h"
 #include "gpu.h"
-#include "half_types.h"
+#include "update_element.h"
 
 namespace tfav {
 
 #ifndef TFAV_THREADS
 #define TFAV_THREADS 256
 #endif
-constexpr int kThreads = TFAV_THREADS;  // of every block
+constexpr int kThreads = TFAV_THREADS;  // per block
 
-// The scalars of the step, in device memory or copied from host memory.
-struct StepSource {
-  const Step* device;
-  Step host;
+// The coefficients of the step, in device memory or copied from host memory.
+struct CoefficientsSource {
+  const Coefficients* device;
+  Coefficients host;
 
-  explicit StepSource(const GpuLaunch& launch) : device(nullptr), host() {
-    const Step* step = reinterpret_cast<const Step*>(launch.step);
-    if (launch.step_on_host)
-      host = *step;
+  explicit CoefficientsSource(const GpuLaunch& launch) : device(nullptr), host() {
+    const Coefficients* given = reinterpret_cast<const Coefficients*>(launch.coefficients);
+    if (launch.coefficients_on_host)
+      host = *given;
     else
-      device = step;
+      device = given;
   }
-  __device__ Step get() const { return device != nullptr ? *device : host; }
+  __device__ Coefficients get() const { return device != nullptr ? *device : host; }
 };
 
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), int64_t blocks, void* stream, Arguments&&... arguments) {
+template <typename... KernelParameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(KernelParameters...), int64_t blocks, void* stream, Arguments&&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config = {};
@@ -43,34 +43,40 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), int64_t blocks, void* s
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
-  if (error != cudaSuccess) cudaGetLastError();  // returned here: cub must not find it after a launch of its own
+  if (error != cudaSuccess) cudaGetLastError();  // returned here; cub must not find it after its next launch
   return error;
 }
 
 #define TFAV_RETURN_ERROR(call) \
   if (const cudaError_t error = (call)) return error
 
-// Calls f with null pointers to the types of the variable and the gradient.
+// A type as a value.
+template <typename T>
+struct Tag {
+  using type = T;
+};
+
+// Calls f with the types of the variable and the gradient as tags.
 template <typename F>
-cudaError_t with_types(Type variable, Type gradient, const F& f) {
+cudaError_t dispatch_dtypes(DType variable, DType gradient, const F& f) {
   const bool same = gradient == variable;
-  if (!same && gradient != state_of(variable)) return cudaErrorInvalidValue;
+  if (!same && gradient != slot_dtype(variable)) return cudaErrorInvalidValue;
   switch (variable) {
-    case Type::kHalf:
-      return same ? f((Half*)nullptr, (Half*)nullptr) : f((Half*)nullptr, (float*)nullptr);
-    case Type::kBFloat16:
-      return same ? f((BFloat16*)nullptr, (BFloat16*)nullptr) : f((BFloat16*)nullptr, (float*)nullptr);
-    case Type::kFloat:
-      return f((float*)nullptr, (float*)nullptr);
-    case Type::kDouble:
-      return f((double*)nullptr, (double*)nullptr);
+    case DType::kHalf:
+      return same ? f(Tag<Half>(), Tag<Half>()) : f(Tag<Half>(), Tag<float>());
+    case DType::kBFloat16:
+      return same ? f(Tag<BFloat16>(), Tag<BFloat16>()) : f(Tag<BFloat16>(), Tag<float>());
+    case DType::kFloat:
+      return f(Tag<float>(), Tag<float>());
+    case DType::kDouble:
+      return f(Tag<double>(), Tag<double>());
   }
   return cudaErrorInvalidValue;
 }
 
-// Calls f with the rounding as a type. Types of full precision are rounded to nearest.
+// Calls f with the rounding as a type. Full precision has no other than kNearest.
 template <typename T, typename F>
-cudaError_t with_rounding(Rounding rounding, const F& f) {
+cudaError_t dispatch_rounding(Rounding rounding, const F& f) {
   constexpr bool kHalf = sizeof(T) == 2;
   if (rounding == Rounding::kNearest) return f(std::integral_constant<Rounding, Rounding::kNearest>());
   if (!kHalf) return cudaErrorInvalidValue;
@@ -79,100 +85,88 @@ cudaError_t with_rounding(Rounding rounding, const F& f) {
   return f(std::integral_constant<Rounding, kHalf ? Rounding::kStochastic : Rounding::kNearest>());
 }
 
-// What a pass needs to know of it that only reads the weights.
-constexpr Rounding when_read(Rounding rounding) {
+// The rounding that matters to a pass that reads weights but does not write them.
+constexpr Rounding read_rounding(Rounding rounding) {
   return rounding == Rounding::kMaster ? Rounding::kMaster : Rounding::kNearest;
 }
 
-// N neighbouring elements, read and written at once: 16 bytes of the moments, so that neighbouring threads read
-// neighbouring memory, and 8 bytes of half types.
+// N neighbouring elements that a thread reads and writes at once: 16 bytes of the slots, so that neighbouring threads
+// access neighbouring memory, and 8 bytes of half-precision weights.
 template <typename X, int N>
 struct alignas(N * sizeof(X)) Pack {
   X x[N];
 };
 
 template <int N, typename X>
-__device__ __forceinline__ Pack<X, N> load(const X* from) {
-  return *reinterpret_cast<const Pack<X, N>*>(from);
+__device__ __forceinline__ Pack<X, N> load(const X* address) {
+  return *reinterpret_cast<const Pack<X, N>*>(address);
 }
 template <int N, typename X>
-__device__ __forceinline__ void store(const Pack<X, N>& pack, X* to) {
-  *reinterpret_cast<Pack<X, N>*>(to) = pack;
+__device__ __forceinline__ void store(const Pack<X, N>& pack, X* address) {
+  *reinterpret_cast<Pack<X, N>*>(address) = pack;
 }
 
-// Whether packs may be read from all arrays of a variable.
-__host__ __device__ __forceinline__ bool aligned(const Parameter& t) {
+// Whether packs can be read from all arrays of a variable.
+__host__ __device__ __forceinline__ bool is_aligned(const VariableState& s) {
   const auto at = [](const void* address) { return reinterpret_cast<uintptr_t>(address); };
-  return (at(t.w) | at(t.m) | at(t.v) | at(t.v_max) | at(t.master) | at(t.g)) % 16 == 0;
+  return (at(s.w) | at(s.m) | at(s.v) | at(s.v_max) | at(s.master) | at(s.g)) % 16 == 0;
 }
 
-// The arrays of a variable and of a gradient, from some element on.
+// The arrays of a variable from element `begin` on; g begins there already.
 template <typename T, typename S, typename G>
 struct Arrays {
   T* w;
   S *m, *v, *v_max, *master;
   const G* g;
-  uint32_t key;  // of the element's random number
+  uint32_t stream_key;  // for the random number of element 0 of these arrays
 
-  // From element `begin` of the variable on.
-  __device__ __forceinline__ Arrays(const Parameter& t, const G* g, const Step& step, int64_t begin)
-      : w(reinterpret_cast<T*>(t.w) + begin),
-        m(reinterpret_cast<S*>(t.m) + begin),
-        v(reinterpret_cast<S*>(t.v) + begin),
-        v_max(t.v_max != nullptr ? reinterpret_cast<S*>(t.v_max) + begin : nullptr),
-        master(t.master != nullptr ? reinterpret_cast<S*>(t.master) + begin : nullptr),
+  __device__ __forceinline__ Arrays(const VariableState& s, const G* g, const Coefficients& c, int64_t begin)
+      : w(reinterpret_cast<T*>(s.w) + begin),
+        m(reinterpret_cast<S*>(s.m) + begin),
+        v(reinterpret_cast<S*>(s.v) + begin),
+        v_max(s.v_max != nullptr ? reinterpret_cast<S*>(s.v_max) + begin : nullptr),
+        master(s.master != nullptr ? reinterpret_cast<S*>(s.master) + begin : nullptr),
         g(g),
-        key(stream_key(step, t.stream) + uint32_t(begin)) {}
+        stream_key(rng_stream_key(c, s.rng_stream) + uint32_t(begin)) {}
 };
 
-// One pass over N elements, from the i-th on.
+// One pass over N elements, from index `begin` of the arrays on.
 template <Pass kPass, bool kSquaredGradient, bool kAmsgrad, Rounding kRounding, int N, typename T, typename S,
           typename G>
-__device__ __forceinline__ void advance(const Formula<S>& formula, S decay, S step_size, const Arrays<T, S, G>& arrays,
-                                        int at, Norms* norms) {
-  T* const w = arrays.w + at;
-  S *const m = arrays.m + at, *const v = arrays.v + at;
+__device__ __forceinline__ void update_elements(const Formula<S>& formula, S decay, S step_size,
+                                                const Arrays<T, S, G>& arrays, int begin, Norms* norms) {
+  T* const w = arrays.w + begin;
+  S *const m = arrays.m + begin, *const v = arrays.v + begin;
   Pack<T, N> w_pack = load<N>(w);
   Pack<S, N> m_pack = load<N>(m), v_pack = load<N>(v), v_max_pack = {}, master_pack = {};
   Pack<G, N> g_pack = {};
-  if constexpr (kAmsgrad) v_max_pack = load<N>(arrays.v_max + at);
-  if constexpr (kRounding == Rounding::kMaster) master_pack = load<N>(arrays.master + at);
-  if constexpr (kPass != Pass::kApply) g_pack = load<N>(arrays.g + at);
+  if constexpr (kAmsgrad) v_max_pack = load<N>(arrays.v_max + begin);
+  if constexpr (kRounding == Rounding::kMaster) master_pack = load<N>(arrays.master + begin);
+  if constexpr (kPass != Pass::kApply) g_pack = load<N>(arrays.g + begin);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    S weight;
-    if constexpr (kRounding == Rounding::kMaster)
-      weight = followed(w_pack.x[i], master_pack.x[i]);
-    else
-      weight = widened(w_pack.x[i]);
-    const S u = formula.template change<kPass, kSquaredGradient, kAmsgrad>(
-        weight, S(widened(g_pack.x[i])), decay, &m_pack.x[i], &v_pack.x[i], &v_max_pack.x[i]);
+    const Norms element = update_element<kPass, kSquaredGradient, kAmsgrad, kRounding>(
+        formula, S(to_float(g_pack.x[i])), decay, step_size, arrays.stream_key, uint32_t(begin + i), &w_pack.x[i],
+        &m_pack.x[i], &v_pack.x[i], &v_max_pack.x[i], &master_pack.x[i]);
     if constexpr (kPass == Pass::kNorms) {
-      norms->w += double(weight) * double(weight);
-      norms->u += double(u) * double(u);
-    } else {
-      const S new_weight = updated(weight, u, step_size);
-      if constexpr (kRounding == Rounding::kMaster) master_pack.x[i] = new_weight;
-      if constexpr (kRounding == Rounding::kStochastic)
-        narrow_randomly(new_weight, random_bits(arrays.key, uint32_t(at + i)), &w_pack.x[i]);
-      else
-        narrow(new_weight, &w_pack.x[i]);
+      norms->w += element.w;
+      norms->u += element.u;
     }
   }
   if constexpr (kPass != Pass::kApply) {
     store<N>(m_pack, m);
     store<N>(v_pack, v);
   }
-  if constexpr (kAmsgrad) store<N>(v_max_pack, arrays.v_max + at);
+  if constexpr (kAmsgrad) store<N>(v_max_pack, arrays.v_max + begin);
   if constexpr (kPass != Pass::kNorms) {
     store<N>(w_pack, w);
-    if constexpr (kRounding == Rounding::kMaster) store<N>(master_pack, arrays.master + at);
+    if constexpr (kRounding == Rounding::kMaster) store<N>(master_pack, arrays.master + begin);
   }
 }
 
-// The sum over the threads of a block, in an order that is always the same; thread 0 has it. All threads must call it,
-// and once in a kernel.
-__device__ __forceinline__ Norms block_sum(const Norms& mine) {
+// The sum over the threads of a block, always in the same order; thread 0 gets it. All threads must call it, once per
+// kernel.
+__device__ __forceinline__ Norms sum_block(const Norms& mine) {
   __shared__ Norms parts[kThreads];
   parts[threadIdx.x] = mine;
   for (unsigned half = kThreads / 2; half > 0; half /= 2) {
@@ -185,7 +179,7 @@ __device__ __forceinline__ Norms block_sum(const Norms& mine) {
   return parts[threadIdx.x];
 }
 
-// Adds the block's share of parts `begin` to `end` to each thread's sum.
+// Adds parts [begin, end) to the sums of the threads of the block, a share to each.
 __device__ __forceinline__ void add_parts(const Norms* parts, int64_t begin, int64_t end, Norms* mine) {
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     mine->w += parts[i].w;
@@ -193,11 +187,11 @@ __device__ __forceinline__ void add_parts(const Norms* parts, int64_t begin, int
   }
 }
 
-// The sum of `count` parts, by one block; thread 0 has it.
-__device__ __forceinline__ Norms sum_of(const Norms* parts, int64_t count) {
+// The sum of `count` parts by one block; thread 0 gets it.
+__device__ __forceinline__ Norms sum_parts(const Norms* parts, int64_t count) {
   Norms mine = {0, 0};
   add_parts(parts, 0, count, &mine);
-  return block_sum(mine);
+  return sum_block(mine);
 }
 
 }  // namespace tfav

@@ -1,4 +1,4 @@
-// The innermost loops: a span of elements, one thread. Compiled once for each set of instructions (loops.cc).
+// The innermost loops: one thread updates one span. Compiled once per instruction set (loops.cc).
 
 #ifndef TF_ADAM_VARIANTS_LOOPS_H_
 #define TF_ADAM_VARIANTS_LOOPS_H_
@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 #include "adam_math.h"
-#include "parameter.h"
+#include "variable_state.h"
 
 namespace tfav {
 
-// A run of elements of one variable.
+// Neighbouring elements of one variable.
 struct Span {
   void* w;
   void* m;
@@ -18,25 +18,25 @@ struct Span {
   void* v_max;    // the largest v so far, or null
   void* master;   // master weights, or null
   const void* g;  // null: zeros
-  int64_t begin;  // its first element's index in the variable
+  int64_t begin;  // index of the first element in the variable
   int64_t size;
-  int variable;
-  uint32_t stream;  // the variable's, of random numbers
+  int variable;         // index of the variable among those of the step
+  uint32_t rng_stream;  // of the variable
 };
 
-// decay, step_size: the variable's.
-using Loop = void (*)(const Span&, const Step&, double decay, double step_size, Norms*);
-// Adds up the squares of a gradient's elements, as they are.
+// decay and step_size are those of the variable. Only the pass for norms adds to Norms.
+using SpanLoop = void (*)(const Span&, const Coefficients&, double decay, double step_size, Norms*);
+// Returns the sum of the squares of the elements of a gradient, without gradient_scale.
 using SquaredNormLoop = double (*)(const void* g, int64_t size);
 
 struct Loops {
-  Loop adam, norms, apply;
+  SpanLoop adam, norms, apply;
 };
 
-// The loops of a step, chosen for this processor.
-Loops loops_for(const Kind&);
-SquaredNormLoop squared_norm_for(Type gradient);
-// The instructions that were chosen: "x86-64-v4", "x86-64-v3" or "baseline".
+// The loops for a step on this processor.
+Loops loops_for(const KernelConfig&);
+SquaredNormLoop squared_norm_for(DType gradient);
+// The instruction set of these loops: "x86-64-v4", "x86-64-v3" or "baseline".
 const char* instruction_set();
 
 }  // namespace tfav

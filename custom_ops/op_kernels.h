@@ -1,16 +1,18 @@
-// The ops' kernels but for the arithmetic, which a Device does: attributes, locks, checks of what they are given, and
+// The kernels of the ops, except for the arithmetic, which a Backend does: attributes, locks, checks of the inputs, and
 // the way from TensorFlow's variables to plain pointers.
 //
-// A Device has
+// A Backend has
 //   static Status Copy(OpKernelContext*, void* to, const void* from, size_t bytes);
-//   static Status Dense(OpKernelContext*, const tfav::Kind&, const std::vector<tfav::Parameter>&, const Tensor& step);
-//   static Status CheckIds(const Tensor& ids, int64_t rows);
-//   static Status Sparse(OpKernelContext*, const tfav::Kind&, const tfav::Parameter&, const Tensor& ids, int64_t rows,
-//                        bool exact, const Tensor& step);
-//   static Status SquaredNorm(OpKernelContext*, tfav::Type, const std::vector<tfav::Parameter>&, double* sum);
-//   static Status Scalars(OpKernelContext*, const tfav::Constants&, const tfav::StepInputs&, double* step);
-// Dense and Sparse are called after all checks, while the variables are locked; the g of Sparse are the values of the
-// ids.
+//   static Status StepDense(OpKernelContext*, const tfav::KernelConfig&, const std::vector<tfav::VariableState>&,
+//                           const Tensor& coefficients);
+//   static Status CheckIndices(const Tensor& indices, int64_t rows);
+//   static Status StepSparse(OpKernelContext*, const tfav::KernelConfig&, const tfav::VariableState&,
+//                            const Tensor& indices, int64_t rows, bool exact, const Tensor& coefficients);
+//   static Status SquaredNorm(OpKernelContext*, tfav::DType, const std::vector<tfav::VariableState>&, double* sum);
+//   static Status ComputeCoefficients(OpKernelContext*, const tfav::StaticCoefficients&, const tfav::StepInputs&,
+//                                     double* coefficients);
+// StepDense and StepSparse are called after all checks, while the variables are locked. For StepSparse, g has one row
+// per index.
 
 #ifndef TF_ADAM_VARIANTS_OP_KERNELS_H_
 #define TF_ADAM_VARIANTS_OP_KERNELS_H_
@@ -21,26 +23,26 @@
 #include <vector>
 
 #include "adam_math.h"
-#include "parameter.h"
-#include "step_scalars.h"
+#include "coefficients.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
+#include "variable_state.h"
 
 namespace tensorflow {
 namespace tf_adam_variants {
 
-inline tfav::Type TypeOf(DataType type) {
-  return type == DT_HALF       ? tfav::Type::kHalf
-         : type == DT_BFLOAT16 ? tfav::Type::kBFloat16
-         : type == DT_FLOAT    ? tfav::Type::kFloat
-                               : tfav::Type::kDouble;
+inline tfav::DType DTypeOf(DataType type) {
+  return type == DT_HALF       ? tfav::DType::kHalf
+         : type == DT_BFLOAT16 ? tfav::DType::kBFloat16
+         : type == DT_FLOAT    ? tfav::DType::kFloat
+                               : tfav::DType::kDouble;
 }
 
-// The variables of a step, locked as long as this lives.
-class Locked {
+// The variables of a step, locked for the lifetime of this object.
+class LockedVariables {
  public:
-  // Handles first, first + 1, ..., first + count - 1 of the op's inputs.
+  // Locks the variables of the inputs first, first + 1, ..., first + count - 1 of the op.
   Status Lock(OpKernelContext* ctx, int first, int count) {
     vars_.resize(count);
     std::vector<mutex*> mutexes(count);
@@ -48,7 +50,7 @@ class Locked {
       TF_RETURN_IF_ERROR(LookupResource(ctx, HandleFromInput(ctx, first + i), &vars_[i]));
       mutexes[i] = vars_[i]->mu();
     }
-    std::sort(mutexes.begin(), mutexes.end());  // TensorFlow's order, so that there is no deadlock
+    std::sort(mutexes.begin(), mutexes.end());  // TensorFlow's order, which avoids deadlocks
     if (std::adjacent_find(mutexes.begin(), mutexes.end()) != mutexes.end()) {
       return errors::InvalidArgument("The variables of one step must all be different ones");
     }
@@ -57,7 +59,7 @@ class Locked {
     return OkStatus();
   }
 
-  // The i-th variable, which must be of this type and, unless null, shape.
+  // Checks that the i-th variable has this type and, unless null, this shape.
   Status Check(int i, DataType dtype, const TensorShape* shape) const {
     const Var& var = *vars_[i];
     if (!vars_[i]->is_initialized) return errors::FailedPrecondition("A variable of the step is not initialized");
@@ -72,15 +74,15 @@ class Locked {
 
   const Tensor& tensor(int i) const { return *vars_[i]->tensor(); }
 
-  // Memory of the i-th variable that may be written: where a dense read still references the tensor, the variable
-  // gets a copy of its own. Sparse reads lock the variable instead.
-  template <typename Device>
-  Status Writable(OpKernelContext* ctx, int i, char** data) {
+  // Returns memory of the i-th variable that may be written. Where a dense read still references the tensor, the
+  // variable first gets a copy. Sparse reads need none, because they lock the variable.
+  template <typename Backend>
+  Status GetWritable(OpKernelContext* ctx, int i, char** data) {
     Tensor* tensor = vars_[i]->tensor();
     if (!tensor->RefCountIsOne()) {
       Tensor copy;
       TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
-      TF_RETURN_IF_ERROR(Device::Copy(ctx, copy.data(), tensor->data(), tensor->TotalBytes()));
+      TF_RETURN_IF_ERROR(Backend::Copy(ctx, copy.data(), tensor->data(), tensor->TotalBytes()));
       *tensor = copy;
     }
     *data = static_cast<char*>(tensor->data());
@@ -89,52 +91,52 @@ class Locked {
 
  private:
   std::vector<core::RefCountPtr<Var>> vars_;
-  std::vector<mutex_lock> locks_;  // released before the variables are
+  std::vector<mutex_lock> locks_;  // released before the variables
 };
 
-// Inputs are the step, then the variables, their slots in this order: momentums, velocities, velocity_hats,
-// master_weights; those of one kind side by side, and the gradients.
-template <typename Device>
-class StepOp : public OpKernel {
+// The inputs are the coefficients, then the handles (all variables, all momentums, all velocities, and if used all
+// velocity_hats and all master_weights), then the gradients.
+template <typename Backend>
+class StepOpBase : public OpKernel {
  public:
-  explicit StepOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
+  explicit StepOpBase(OpKernelConstruction* ctx) : OpKernel(ctx) {
     DataType gradient;
     bool stochastic_rounding;
     OP_REQUIRES_OK(ctx, ctx->GetAttr("T", &type_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &gradient));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("squared_gradient", &kind_.squared_gradient));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("trust_ratio", &kind_.trust_ratio));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("squared_gradient", &config_.squared_gradient));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("trust_ratio", &config_.trust_ratio));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("stochastic_rounding", &stochastic_rounding));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("num_velocity_hats", &velocity_hats_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("num_master_weights", &master_weights_));
-    kind_.variable = TypeOf(type_);
-    kind_.gradient = TypeOf(gradient);
-    kind_.amsgrad = velocity_hats_ > 0;
-    kind_.rounding = master_weights_ > 0   ? tfav::Rounding::kMaster
-                     : stochastic_rounding ? tfav::Rounding::kStochastic
-                                           : tfav::Rounding::kNearest;
-    OP_REQUIRES(ctx, !(kind_.trust_ratio && (kind_.squared_gradient || kind_.amsgrad)),
+    config_.variable = DTypeOf(type_);
+    config_.gradient = DTypeOf(gradient);
+    config_.amsgrad = velocity_hats_ > 0;
+    config_.rounding = master_weights_ > 0   ? tfav::Rounding::kMaster
+                       : stochastic_rounding ? tfav::Rounding::kStochastic
+                                             : tfav::Rounding::kNearest;
+    OP_REQUIRES(ctx, !(config_.trust_ratio && (config_.squared_gradient || config_.amsgrad)),
                 errors::InvalidArgument("A step with a trust ratio takes neither `squared_gradient` nor `amsgrad`"));
     OP_REQUIRES(ctx, !(stochastic_rounding && master_weights_ > 0),
                 errors::InvalidArgument("A step with master weights takes no `stochastic_rounding`"));
     OP_REQUIRES(ctx,
-                kind_.rounding == tfav::Rounding::kNearest || kind_.variable == tfav::Type::kHalf ||
-                    kind_.variable == tfav::Type::kBFloat16,
+                config_.rounding == tfav::Rounding::kNearest || config_.variable == tfav::DType::kHalf ||
+                    config_.variable == tfav::DType::kBFloat16,
                 errors::InvalidArgument("Master weights and `stochastic_rounding` are for half and bfloat16 "
                                         "variables. Received: ",
                                         DataTypeString(type_)));
-    OP_REQUIRES(ctx, kind_.gradient == kind_.variable || kind_.gradient == tfav::state_of(kind_.variable),
+    OP_REQUIRES(ctx, config_.gradient == config_.variable || config_.gradient == tfav::slot_dtype(config_.variable),
                 errors::InvalidArgument("Gradients must be of the type of the variables, ", DataTypeString(type_),
                                         ", or of their moments. Received: ", DataTypeString(gradient)));
   }
 
  protected:
-  // How many slots' variables there are, with the weights themselves.
-  int slots() const { return 3 + kind_.amsgrad + (kind_.rounding == tfav::Rounding::kMaster); }
+  // The number of handles per variable, for itself and its slots.
+  int handles_per_variable() const { return 3 + config_.amsgrad + (config_.rounding == tfav::Rounding::kMaster); }
 
-  Status CheckCounts(int n) const {
-    for (const int given : {velocity_hats_, master_weights_}) {
-      if (given != 0 && given != n) {
+  Status CheckSlotCounts(int n) const {
+    for (const int count : {velocity_hats_, master_weights_}) {
+      if (count != 0 && count != n) {
         return errors::InvalidArgument("velocity_hats and master_weights must have one element a variable, ", n,
                                        ", or none. Received: ", velocity_hats_, " and ", master_weights_);
       }
@@ -142,164 +144,168 @@ class StepOp : public OpKernel {
     return OkStatus();
   }
 
-  static Status CheckStep(const Tensor& step) {
-    if (step.dims() == 1 && step.NumElements() == tfav::kStepFields) return OkStatus();
-    return errors::InvalidArgument("step must have shape [", tfav::kStepFields,
-                                   "]. Received: ", step.shape().DebugString());
+  static Status CheckCoefficients(const Tensor& coefficients) {
+    if (coefficients.dims() == 1 && coefficients.NumElements() == tfav::kNumCoefficients) return OkStatus();
+    return errors::InvalidArgument("coefficients must have shape [", tfav::kNumCoefficients,
+                                   "]. Received: ", coefficients.shape().DebugString());
   }
 
-  Status CheckOne(const Locked& vars, int i, int n, const TensorShape* shape) const {
-    const DataType state = type_ == DT_DOUBLE ? DT_DOUBLE : DT_FLOAT;
-    TF_RETURN_IF_ERROR(vars.Check(i, type_, shape));
-    for (int slot = 1; slot < slots(); ++slot) {
-      TF_RETURN_IF_ERROR(vars.Check(slot * n + i, state, &vars.tensor(i).shape()));
+  // Checks variable i of n and its slots.
+  Status CheckVariable(const LockedVariables& locked, int i, int n, const TensorShape* shape) const {
+    const DataType slot_dtype = type_ == DT_DOUBLE ? DT_DOUBLE : DT_FLOAT;
+    TF_RETURN_IF_ERROR(locked.Check(i, type_, shape));
+    for (int slot = 1; slot < handles_per_variable(); ++slot) {
+      TF_RETURN_IF_ERROR(locked.Check(slot * n + i, slot_dtype, &locked.tensor(i).shape()));
     }
     return OkStatus();
   }
 
-  // Variable i of n and its slots. Call it after all checks: it may copy.
-  Status ParameterOf(OpKernelContext* ctx, Locked* vars, int i, int n, tfav::Parameter* t) const {
-    *t = {};
-    t->size = vars->tensor(i).NumElements();
-    std::vector<char**> pointers = {&t->w, &t->m, &t->v};
-    if (kind_.amsgrad) pointers.push_back(&t->v_max);
-    if (kind_.rounding == tfav::Rounding::kMaster) pointers.push_back(&t->master);
+  // Returns the memory of variable i of n and its slots. Call it after all checks: it may copy.
+  Status GetState(OpKernelContext* ctx, LockedVariables* locked, int i, int n, tfav::VariableState* state) const {
+    *state = {};
+    state->size = locked->tensor(i).NumElements();
+    std::vector<char**> pointers = {&state->w, &state->m, &state->v};
+    if (config_.amsgrad) pointers.push_back(&state->v_max);
+    if (config_.rounding == tfav::Rounding::kMaster) pointers.push_back(&state->master);
     for (size_t slot = 0; slot < pointers.size(); ++slot) {
-      TF_RETURN_IF_ERROR(vars->Writable<Device>(ctx, int(slot) * n + i, pointers[slot]));
+      TF_RETURN_IF_ERROR(locked->GetWritable<Backend>(ctx, int(slot) * n + i, pointers[slot]));
     }
     return OkStatus();
   }
 
   DataType type_;
-  tfav::Kind kind_;
+  tfav::KernelConfig config_;
 
  private:
   int velocity_hats_, master_weights_;
 };
 
-template <typename Device>
-class DenseStep : public StepOp<Device> {
+template <typename Backend>
+class DenseStepOp : public StepOpBase<Backend> {
  public:
-  explicit DenseStep(OpKernelConstruction* ctx) : StepOp<Device>(ctx) {
+  explicit DenseStepOp(OpKernelConstruction* ctx) : StepOpBase<Backend>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("N", &n_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("streams", &streams_));
-    OP_REQUIRES_OK(ctx, this->CheckCounts(n_));
-    OP_REQUIRES(ctx,
-                int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ && int(streams_.size()) == n_,
-                errors::InvalidArgument("weight_decay, layer_adaptation and streams must have one element a variable"));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("rng_streams", &rng_streams_));
+    OP_REQUIRES_OK(ctx, this->CheckSlotCounts(n_));
+    OP_REQUIRES(
+        ctx, int(weight_decay_.size()) == n_ && int(layer_adaptation_.size()) == n_ && int(rng_streams_.size()) == n_,
+        errors::InvalidArgument("weight_decay, layer_adaptation and rng_streams must have one element a variable"));
   }
 
   void Compute(OpKernelContext* ctx) override {
-    const int slots = this->slots(), gradients = 1 + slots * n_;
-    OP_REQUIRES_OK(ctx, this->CheckStep(ctx->input(0)));
-    Locked vars;
-    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, slots * n_));
-    for (int i = 0; i < n_; ++i) {  // all checks first: a step is taken by all variables or by none
+    const int handles = this->handles_per_variable(), gradients = 1 + handles * n_;
+    OP_REQUIRES_OK(ctx, this->CheckCoefficients(ctx->input(0)));
+    LockedVariables locked;
+    OP_REQUIRES_OK(ctx, locked.Lock(ctx, 1, handles * n_));
+    for (int i = 0; i < n_; ++i) {  // all checks first: a step updates all variables or none
       const TensorShape& shape = ctx->input(gradients + i).shape();
-      OP_REQUIRES_OK(ctx, this->CheckOne(vars, i, n_, &shape));
+      OP_REQUIRES_OK(ctx, this->CheckVariable(locked, i, n_, &shape));
     }
-    std::vector<tfav::Parameter> t(n_);
+    std::vector<tfav::VariableState> variables(n_);
     for (int i = 0; i < n_; ++i) {
-      OP_REQUIRES_OK(ctx, this->ParameterOf(ctx, &vars, i, n_, &t[i]));
-      t[i].g = static_cast<const char*>(ctx->input(gradients + i).data());
-      t[i].weight_decay = weight_decay_[i];
-      t[i].layer_adaptation = layer_adaptation_[i];
-      t[i].stream = uint32_t(streams_[i]);
+      tfav::VariableState& state = variables[i];
+      OP_REQUIRES_OK(ctx, this->GetState(ctx, &locked, i, n_, &state));
+      state.g = static_cast<const char*>(ctx->input(gradients + i).data());
+      state.weight_decay = weight_decay_[i];
+      state.layer_adaptation = layer_adaptation_[i];
+      state.rng_stream = uint32_t(rng_streams_[i]);
     }
-    OP_REQUIRES_OK(ctx, Device::Dense(ctx, this->kind_, t, ctx->input(0)));
+    OP_REQUIRES_OK(ctx, Backend::StepDense(ctx, this->config_, variables, ctx->input(0)));
   }
 
  private:
   int n_;
   std::vector<bool> weight_decay_, layer_adaptation_;
-  std::vector<int> streams_;
+  std::vector<int> rng_streams_;
 };
 
-template <typename Device>
-class SparseStep : public StepOp<Device> {
+template <typename Backend>
+class SparseStepOp : public StepOpBase<Backend> {
  public:
-  explicit SparseStep(OpKernelConstruction* ctx) : StepOp<Device>(ctx) {
+  explicit SparseStepOp(OpKernelConstruction* ctx) : StepOpBase<Backend>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("weight_decay", &weight_decay_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("layer_adaptation", &layer_adaptation_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("stream", &stream_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("rng_stream", &rng_stream_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("exact", &exact_));
-    OP_REQUIRES_OK(ctx, this->CheckCounts(1));
+    OP_REQUIRES_OK(ctx, this->CheckSlotCounts(1));
   }
 
   void Compute(OpKernelContext* ctx) override {
-    const int slots = this->slots();
-    const Tensor& values = ctx->input(1 + slots);
-    const Tensor& ids = ctx->input(2 + slots);
-    OP_REQUIRES_OK(ctx, this->CheckStep(ctx->input(0)));
-    Locked vars;
-    OP_REQUIRES_OK(ctx, vars.Lock(ctx, 1, slots));
-    OP_REQUIRES_OK(ctx, this->CheckOne(vars, 0, 1, nullptr));
-    const TensorShape shape = vars.tensor(0).shape();
+    const int handles = this->handles_per_variable();
+    const Tensor& values = ctx->input(1 + handles);
+    const Tensor& indices = ctx->input(2 + handles);
+    OP_REQUIRES_OK(ctx, this->CheckCoefficients(ctx->input(0)));
+    LockedVariables locked;
+    OP_REQUIRES_OK(ctx, locked.Lock(ctx, 1, handles));
+    OP_REQUIRES_OK(ctx, this->CheckVariable(locked, 0, 1, nullptr));
+    const TensorShape shape = locked.tensor(0).shape();
     OP_REQUIRES(
-        ctx, shape.dims() >= 1 && ids.dims() == 1 && values.dims() == shape.dims(),
-        errors::InvalidArgument("ids must be a vector, values rows of the variable, ", shape.DebugString(),
-                                ". Received: ", ids.shape().DebugString(), " and ", values.shape().DebugString()));
-    TensorShape wanted = shape;
-    wanted.set_dim(0, ids.dim_size(0));
-    OP_REQUIRES(ctx, values.shape() == wanted,
-                errors::InvalidArgument("values must have shape ", wanted.DebugString(),
+        ctx, shape.dims() >= 1 && indices.dims() == 1 && values.dims() == shape.dims(),
+        errors::InvalidArgument("indices must be a vector, values rows of the variable, ", shape.DebugString(),
+                                ". Received: ", indices.shape().DebugString(), " and ", values.shape().DebugString()));
+    TensorShape values_shape = shape;
+    values_shape.set_dim(0, indices.dim_size(0));
+    OP_REQUIRES(ctx, values.shape() == values_shape,
+                errors::InvalidArgument("values must have shape ", values_shape.DebugString(),
                                         ". Received: ", values.shape().DebugString()));
-    OP_REQUIRES_OK(ctx, Device::CheckIds(ids, shape.dim_size(0)));
-    tfav::Parameter t;
-    OP_REQUIRES_OK(ctx, this->ParameterOf(ctx, &vars, 0, 1, &t));
-    t.g = static_cast<const char*>(values.data());
-    t.weight_decay = weight_decay_;
-    t.layer_adaptation = layer_adaptation_;
-    t.stream = uint32_t(stream_);
-    OP_REQUIRES_OK(ctx, Device::Sparse(ctx, this->kind_, t, ids, shape.dim_size(0), exact_, ctx->input(0)));
+    OP_REQUIRES_OK(ctx, Backend::CheckIndices(indices, shape.dim_size(0)));
+    tfav::VariableState state;
+    OP_REQUIRES_OK(ctx, this->GetState(ctx, &locked, 0, 1, &state));
+    state.g = static_cast<const char*>(values.data());
+    state.weight_decay = weight_decay_;
+    state.layer_adaptation = layer_adaptation_;
+    state.rng_stream = uint32_t(rng_stream_);
+    OP_REQUIRES_OK(ctx,
+                   Backend::StepSparse(ctx, this->config_, state, indices, shape.dim_size(0), exact_, ctx->input(0)));
   }
 
  private:
   bool weight_decay_, layer_adaptation_, exact_;
-  int stream_;
+  int rng_stream_;
 };
 
-template <typename Device>
-class SquaredNorm : public OpKernel {
+template <typename Backend>
+class SquaredNormOp : public OpKernel {
  public:
-  explicit SquaredNorm(OpKernelConstruction* ctx) : OpKernel(ctx) { OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &type_)); }
+  explicit SquaredNormOp(OpKernelConstruction* ctx) : OpKernel(ctx) { OP_REQUIRES_OK(ctx, ctx->GetAttr("G", &type_)); }
 
   void Compute(OpKernelContext* ctx) override {
-    std::vector<tfav::Parameter> gradients(ctx->num_inputs(), tfav::Parameter{});
+    std::vector<tfav::VariableState> gradients(ctx->num_inputs(), tfav::VariableState{});
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       gradients[i].g = static_cast<const char*>(ctx->input(i).data());
       gradients[i].size = ctx->input(i).NumElements();
     }
     Tensor* sum;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({}), &sum));
-    OP_REQUIRES_OK(ctx, Device::SquaredNorm(ctx, TypeOf(type_), gradients, static_cast<double*>(sum->data())));
+    OP_REQUIRES_OK(ctx, Backend::SquaredNorm(ctx, DTypeOf(type_), gradients, static_cast<double*>(sum->data())));
   }
 
  private:
   DataType type_;
 };
 
-template <typename Device>
-class StepScalars : public OpKernel {
+template <typename Backend>
+class CoefficientsOp : public OpKernel {
  public:
-  explicit StepScalars(OpKernelConstruction* ctx) : OpKernel(ctx) {
-    std::vector<int64_t> constants;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("constants", &constants));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_scales", &scales_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_seeds", &seeds_));
-    OP_REQUIRES(ctx, constants.size() == tfav::kConstants && scales_ <= 1 && seeds_ <= 1,
-                errors::InvalidArgument("There must be ", tfav::kConstants,
-                                        " constants, and at most one gradient_scale and rounding_seed. Received: ",
-                                        constants.size(), ", ", scales_, " and ", seeds_));
-    memcpy(&constants_, constants.data(), sizeof constants_);
+  explicit CoefficientsOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
+    std::vector<int64_t> bits;  // of float64 numbers
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("static_coefficients", &bits));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_scales", &num_scales_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_seeds", &num_seeds_));
+    OP_REQUIRES(ctx, bits.size() == tfav::kNumStaticCoefficients && num_scales_ <= 1 && num_seeds_ <= 1,
+                errors::InvalidArgument(
+                    "There must be ", tfav::kNumStaticCoefficients,
+                    " static coefficients, and at most one gradient_scale and rounding_seed. Received: ", bits.size(),
+                    ", ", num_scales_, " and ", num_seeds_));
+    memcpy(&static_coefficients_, bits.data(), sizeof static_coefficients_);
   }
 
   void Compute(OpKernelContext* ctx) override {
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       OP_REQUIRES(ctx, ctx->input(i).dims() == 0,
-                  errors::InvalidArgument("What a step's scalars are made from must be scalars. Received: shape ",
+                  errors::InvalidArgument("The inputs of the coefficients must be scalars. Received: shape ",
                                           ctx->input(i).shape().DebugString()));
     }
     const auto data = [&](int i) { return ctx->input(i).data(); };
@@ -308,40 +314,41 @@ class StepScalars : public OpKernel {
     inputs.iterations = static_cast<const int64_t*>(data(0));
     if (is_float) inputs.float_rate = static_cast<const float*>(data(1));
     if (!is_float) inputs.double_rate = static_cast<const double*>(data(1));
-    if (scales_ > 0) inputs.gradient_scale = static_cast<const double*>(data(2));
-    if (seeds_ > 0) inputs.rounding_seed = static_cast<const uint32_t*>(data(2 + scales_));
-    Tensor* step;
-    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({tfav::kStepFields}), &step));
-    OP_REQUIRES_OK(ctx, Device::Scalars(ctx, constants_, inputs, static_cast<double*>(step->data())));
+    if (num_scales_ > 0) inputs.gradient_scale = static_cast<const double*>(data(2));
+    if (num_seeds_ > 0) inputs.rounding_seed = static_cast<const uint32_t*>(data(2 + num_scales_));
+    Tensor* output;
+    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({tfav::kNumCoefficients}), &output));
+    OP_REQUIRES_OK(
+        ctx, Backend::ComputeCoefficients(ctx, static_coefficients_, inputs, static_cast<double*>(output->data())));
   }
 
  private:
-  tfav::Constants constants_;
-  int scales_, seeds_;
+  tfav::StaticCoefficients static_coefficients_;
+  int num_scales_, num_seeds_;
 };
 
 }  // namespace tf_adam_variants
 }  // namespace tensorflow
 
-// The kernels of a device. Handles of variables are always in the host's memory.
-#define TFAV_REGISTER_KERNELS(type, device)                                                      \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")                                       \
-                              .Device(type)                                                      \
-                              .HostMemory("variables")                                           \
-                              .HostMemory("momentums")                                           \
-                              .HostMemory("velocities")                                          \
-                              .HostMemory("velocity_hats")                                       \
-                              .HostMemory("master_weights"),                                     \
-                          DenseStep<device>);                                                    \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")                                      \
-                              .Device(type)                                                      \
-                              .HostMemory("variable")                                            \
-                              .HostMemory("momentum")                                            \
-                              .HostMemory("velocity")                                            \
-                              .HostMemory("velocity_hats")                                       \
-                              .HostMemory("master_weights"),                                     \
-                          SparseStep<device>);                                                   \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(type), SquaredNorm<device>); \
-  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>StepScalars").Device(type), StepScalars<device>);
+// Registers the kernels of a backend for a type of device. Handles of variables are always in host memory.
+#define TFAV_REGISTER_KERNELS(device, Backend)                                                        \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>DenseStep")                                            \
+                              .Device(device)                                                         \
+                              .HostMemory("variables")                                                \
+                              .HostMemory("momentums")                                                \
+                              .HostMemory("velocities")                                               \
+                              .HostMemory("velocity_hats")                                            \
+                              .HostMemory("master_weights"),                                          \
+                          DenseStepOp<Backend>);                                                      \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SparseStep")                                           \
+                              .Device(device)                                                         \
+                              .HostMemory("variable")                                                 \
+                              .HostMemory("momentum")                                                 \
+                              .HostMemory("velocity")                                                 \
+                              .HostMemory("velocity_hats")                                            \
+                              .HostMemory("master_weights"),                                          \
+                          SparseStepOp<Backend>);                                                     \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>SquaredNorm").Device(device), SquaredNormOp<Backend>); \
+  REGISTER_KERNEL_BUILDER(Name("TfAdamVariants>Coefficients").Device(device), CoefficientsOp<Backend>);
 
 #endif  // TF_ADAM_VARIANTS_OP_KERNELS_H_

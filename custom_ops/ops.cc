@@ -1,4 +1,4 @@
-// The ops' interface: what they take, and what is known of it before they run.
+// The interface of the ops: their inputs and attributes, and the shapes known before they run.
 
 #include <vector>
 
@@ -13,19 +13,19 @@ namespace {
 using shape_inference::InferenceContext;
 using shape_inference::ShapeHandle;
 
-Status StepShape(InferenceContext* c, int input) {
-  ShapeHandle step;
-  return c->Merge(c->input(input), c->Vector(tfav::kStepFields), &step);
+Status CheckCoefficientsShape(InferenceContext* c, int input) {
+  ShapeHandle coefficients;
+  return c->Merge(c->input(input), c->Vector(tfav::kNumCoefficients), &coefficients);
 }
 
-// The shape that a variable's handle has recorded, unknown where it has none.
+// The shape that the handle of a variable records; unknown where it records none.
 ShapeHandle HandleShape(InferenceContext* c, int input) {
   const auto* known = c->input_handle_shapes_and_types(input);
   return known == nullptr || known->empty() ? c->UnknownShape() : (*known)[0].shape;
 }
 
-// How many handles there are for each of n variables: its own and its slots'.
-Status Handles(InferenceContext* c, int n, int* handles) {
+// The number of handles per variable, for itself and its slots, in a step of n variables.
+Status HandlesPerVariable(InferenceContext* c, int n, int* handles) {
   int velocity_hats, master_weights;
   TF_RETURN_IF_ERROR(c->GetAttr("num_velocity_hats", &velocity_hats));
   TF_RETURN_IF_ERROR(c->GetAttr("num_master_weights", &master_weights));
@@ -40,18 +40,18 @@ Status Handles(InferenceContext* c, int n, int* handles) {
 Status DenseShapes(InferenceContext* c) {
   int n, handles;
   TF_RETURN_IF_ERROR(c->GetAttr("N", &n));
-  TF_RETURN_IF_ERROR(Handles(c, n, &handles));
+  TF_RETURN_IF_ERROR(HandlesPerVariable(c, n, &handles));
   std::vector<bool> weight_decay, layer_adaptation;
-  std::vector<int> streams;
+  std::vector<int> rng_streams;
   TF_RETURN_IF_ERROR(c->GetAttr("weight_decay", &weight_decay));
   TF_RETURN_IF_ERROR(c->GetAttr("layer_adaptation", &layer_adaptation));
-  TF_RETURN_IF_ERROR(c->GetAttr("streams", &streams));
-  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n || int(streams.size()) != n) {
-    return errors::InvalidArgument("weight_decay, layer_adaptation and streams must have one element a variable, ", n,
-                                   ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ",
-                                   streams.size());
+  TF_RETURN_IF_ERROR(c->GetAttr("rng_streams", &rng_streams));
+  if (int(weight_decay.size()) != n || int(layer_adaptation.size()) != n || int(rng_streams.size()) != n) {
+    return errors::InvalidArgument("weight_decay, layer_adaptation and rng_streams must have one element a variable, ",
+                                   n, ". Received: ", weight_decay.size(), ", ", layer_adaptation.size(), " and ",
+                                   rng_streams.size());
   }
-  TF_RETURN_IF_ERROR(StepShape(c, 0));
+  TF_RETURN_IF_ERROR(CheckCoefficientsShape(c, 0));
   for (int i = 0; i < n; ++i) {
     ShapeHandle merged = c->input(1 + handles * n + i);  // the gradient
     for (int slot = 0; slot < handles; ++slot) {
@@ -63,16 +63,16 @@ Status DenseShapes(InferenceContext* c) {
 
 Status SparseShapes(InferenceContext* c) {
   int handles;
-  TF_RETURN_IF_ERROR(Handles(c, 1, &handles));
-  TF_RETURN_IF_ERROR(StepShape(c, 0));
-  ShapeHandle variable = HandleShape(c, 1), values = c->input(1 + handles), ids, row, value_row;
+  TF_RETURN_IF_ERROR(HandlesPerVariable(c, 1, &handles));
+  TF_RETURN_IF_ERROR(CheckCoefficientsShape(c, 0));
+  ShapeHandle variable = HandleShape(c, 1), values = c->input(1 + handles), indices, row, value_row;
   for (int slot = 1; slot < handles; ++slot) {
     TF_RETURN_IF_ERROR(c->Merge(variable, HandleShape(c, 1 + slot), &variable));
   }
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(2 + handles), 1, &ids));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(2 + handles), 1, &indices));
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(values, 1, &values));
   shape_inference::DimensionHandle count;
-  TF_RETURN_IF_ERROR(c->Merge(c->Dim(values, 0), c->Dim(ids, 0), &count));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(values, 0), c->Dim(indices, 0), &count));
   if (!c->RankKnown(variable)) return OkStatus();
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(variable, 1, &variable));
   TF_RETURN_IF_ERROR(c->Subshape(variable, 1, &row));
@@ -80,15 +80,15 @@ Status SparseShapes(InferenceContext* c) {
   return c->Merge(row, value_row, &row);
 }
 
-Status ScalarsShape(InferenceContext* c) {
+Status CoefficientsShape(InferenceContext* c) {
   ShapeHandle scalar;
   for (int i = 0; i < c->num_inputs(); ++i) TF_RETURN_IF_ERROR(c->WithRank(c->input(i), 0, &scalar));
-  c->set_output(0, c->Vector(tfav::kStepFields));
+  c->set_output(0, c->Vector(tfav::kNumCoefficients));
   return OkStatus();
 }
 
 REGISTER_OP("TfAdamVariants>DenseStep")
-    .Input("step: float64")
+    .Input("coefficients: float64")
     .Input("variables: N * resource")
     .Input("momentums: N * resource")
     .Input("velocities: N * resource")
@@ -105,22 +105,22 @@ REGISTER_OP("TfAdamVariants>DenseStep")
     .Attr("weight_decay: list(bool)")
     .Attr("layer_adaptation: list(bool)")
     .Attr("stochastic_rounding: bool")
-    .Attr("streams: list(int)")
+    .Attr("rng_streams: list(int)")
     .SetIsStateful()
     .SetShapeFn(DenseShapes)
     .Doc(
-        "One step of N variables of type T, in place. See adam_math.h for the scalars of `step`, parameter.h for the "
+        "One step of N variables of type T, in place. See adam_math.h for `coefficients`, variable_state.h for the "
         "rest.");
 
 REGISTER_OP("TfAdamVariants>SparseStep")
-    .Input("step: float64")
+    .Input("coefficients: float64")
     .Input("variable: resource")
     .Input("momentum: resource")
     .Input("velocity: resource")
     .Input("velocity_hats: num_velocity_hats * resource")
     .Input("master_weights: num_master_weights * resource")
     .Input("values: G")
-    .Input("ids: I")
+    .Input("indices: I")
     .Attr("num_velocity_hats: int >= 0")
     .Attr("num_master_weights: int >= 0")
     .Attr("T: {half, bfloat16, float, double}")
@@ -131,13 +131,14 @@ REGISTER_OP("TfAdamVariants>SparseStep")
     .Attr("weight_decay: bool")
     .Attr("layer_adaptation: bool")
     .Attr("stochastic_rounding: bool")
-    .Attr("stream: int")
+    .Attr("rng_stream: int")
     .Attr("exact: bool")
     .SetIsStateful()
     .SetShapeFn(SparseShapes)
     .Doc(
-        "One step of one variable, in place, where the gradient is values in the rows of these ids. Repeated "
-        "ids are summed. exact: other rows have a zero gradient; otherwise they are left alone.");
+        "One step of one variable with a sparse gradient, in place: `values` are the gradients of the rows `indices`. "
+        "The values of repeated indices are summed. exact: all other rows have a zero gradient; otherwise they do not "
+        "change.");
 
 REGISTER_OP("TfAdamVariants>SquaredNorm")
     .Input("gradients: N * G")
@@ -147,20 +148,20 @@ REGISTER_OP("TfAdamVariants>SquaredNorm")
     .SetShapeFn(shape_inference::ScalarShape)
     .Doc("The sum of the squares of all elements of all gradients.");
 
-REGISTER_OP("TfAdamVariants>StepScalars")
+REGISTER_OP("TfAdamVariants>Coefficients")
     .Input("iterations: int64")
     .Input("learning_rate: L")
     .Input("gradient_scale: num_scales * float64")
     .Input("rounding_seed: num_seeds * uint32")
-    .Output("step: float64")
+    .Output("coefficients: float64")
     .Attr("L: {float, double}")
     .Attr("num_scales: int >= 0")
     .Attr("num_seeds: int >= 0")
-    .Attr("constants: list(int)")
-    .SetShapeFn(ScalarsShape)
+    .Attr("static_coefficients: list(int)")
+    .SetShapeFn(CoefficientsShape)
     .Doc(
-        "The `step` of the ops above. constants: the bits of the numbers in `Constants` of step_scalars.h, since an "
-        "attribute of type float has 32 bits. gradient_scale and rounding_seed: one or none.");
+        "The `coefficients` for the ops above. static_coefficients: the bits of the numbers in `StaticCoefficients` of "
+        "coefficients.h, since an attribute of type float has 32 bits. gradient_scale and rounding_seed: one or none.");
 
 }  // namespace
 }  // namespace tensorflow

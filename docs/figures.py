@@ -9,8 +9,8 @@ A page marks what is written:
     <!-- numbers: benchmark small -->               with a part
     <!-- end of numbers -->
 
-A program NAME.py of examples/ or tests/ that keeps results as NAME.json has a function `markdown`, for such a
-mark, or `picture`, for docs/images/NAME.png, or is an `experiment.Experiment`, which has both as methods.
+A program NAME.py in one of FOLDERS that keeps results as NAME.json beside it has a function `markdown`, for
+such a mark, or `picture`, for docs/images/NAME.png, or an `experiment.Experiment`, which has both as methods.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ MARK = re.compile(
 )
 
 
-RESULTS = {path.stem: path for folder in ("examples", "tests") for path in (ROOT / folder).glob("*.json")}
+FOLDERS = ("examples", "examples/experiments", "examples/benchmarks", "tests/tools")
+RESULTS = {path.stem: path for folder in FOLDERS for path in (ROOT / folder).glob("*.json")}
+
+# The programs import one another, and what the tests share.
+sys.path[:0] = [str(ROOT / folder) for folder in (*FOLDERS, "tests/helpers")]
 
 
 def program(name: str) -> Any:
     if name not in RESULTS:
-        raise SystemExit(f"There is no {name}.json in examples/ or tests/, of which a page wants the numbers")
-    folder = str(RESULTS[name].parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+        raise SystemExit(f"A page wants the numbers of {name}.json, which is in none of {', '.join(FOLDERS)}")
     module = importlib.import_module(name)
     return getattr(module, "EXPERIMENT", module)
 

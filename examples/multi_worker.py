@@ -190,7 +190,7 @@ def main() -> None:
     """Train with deaths and without, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="30 steps and one death, instead of 300 and two")
-    parser.add_argument("--fused", choices=FUSED, default="auto", help="if the compiled op takes the steps")
+    parser.add_argument("--fused", choices=FUSED, default="auto", help="whether fused kernels take the steps")
     parser.add_argument("--out", type=Path, help="where checkpoints and logs are kept; nowhere if left out")
     for internal in ("--work", "--dies", "--steps"):  # for the workers
         parser.add_argument(internal, help=argparse.SUPPRESS)

@@ -1,67 +1,49 @@
-"""Bad input is a ValueError that names the argument and its value, and nothing is changed."""
+"""Bad input is a ValueError that names the argument and its value."""
+
+import inspect
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
+from axes import CLASSES
+from wrong_arguments import NAN, WRONG_ARGUMENTS
 
 import tf_adam_variants as tav
 
-NAN, INF = float("nan"), float("inf")
-ALL = (tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
-DECOUPLED = (tav.AdamW, tav.QHAdamW)
-
-# classes, argument, values, a part of the message
-WRONG = [
-    (ALL, "learning_rate", [-1e-3, NAN, INF, None, "fast", True, [0.1], {"a": 1}], "learning_rate"),
-    (ALL, "beta_1", [-0.1, 1.0, 1.5, NAN, None, "0.9", True], r"in \[0, 1\)"),
-    (ALL, "beta_2", [-0.1, 1.0, 1.5, NAN, None, "0.9", True], r"in \[0, 1\)"),
-    (ALL, "epsilon", [-1e-8, NAN, INF, None, "small"], ">= 0"),
-    ((*DECOUPLED, tav.LAMB), "weight_decay", [-0.1, NAN, INF, "some", True], ">= 0"),
-    ((tav.QHAdam, tav.QHAdamW), "nu_1", [NAN, INF, None, "0.7"], "finite"),
-    ((tav.QHAdam, tav.QHAdamW), "nu_2", [NAN, -INF, None, "1"], "finite"),
-    (DECOUPLED, "weight_decay_mode", ["lr", None, 1, ["schedule"]], "'independent'"),
-    (DECOUPLED, "peak_learning_rate", [0.1, 0.0], "weight_decay_mode='schedule'"),
-    ((tav.AdamW,), "amsgrad", [1, None, "yes"], "True or False"),
-    ((tav.LAMB,), "bias_correction", [1, None], "True or False"),
-    ((tav.LAMB,), "grad_averaging", [0, "no"], "True or False"),
-    ((tav.LAMB,), "trust_ratio_min", [-1.0, NAN, INF, "0"], ">= 0"),
-    ((tav.LAMB,), "trust_ratio_max", [-1.0, NAN, INF, "1"], ">= 0"),
-    ((tav.LAMB,), "exclude_from_layer_adaptation", ["bias", [1], ["("], 3], "regular expression"),
-    (ALL, "exclude_from_weight_decay", ["bias", [1], ["(", "ok"], 3], "regular expression"),
-    (ALL, "clipnorm", [-1.0, 0.0, NAN, "1"], "> 0"),
-    (ALL, "clipvalue", [-1.0, 0, INF], "> 0"),
-    (ALL, "global_clipnorm", [-1.0, 0, NAN], "> 0"),
-    (ALL, "loss_scale_factor", [-1.0, 0.0, NAN], "> 0"),
-    (ALL, "gradient_accumulation_steps", [0, 1, -2, 2.5, "2", True], "integer >= 2"),
-    (ALL, "ema_momentum", [-0.1, 1.1, NAN, None], r"in \[0, 1\]"),
-    (ALL, "ema_overwrite_frequency", [0, -1, 1.5, 3], "ema_overwrite_frequency"),
-    (ALL, "use_ema", ["yes", 1], "True or False"),
-    (ALL, "decay", [0.1], "not recognized"),
-    (ALL, "momentum", [0.9], "momentum"),
-    ((tav.QHAdam,), "weight_decay", [0.1], "weight_decay"),
-    ((tav.QHAdam, tav.LAMB), "weight_decay_mode", ["schedule"], "weight_decay_mode"),
-    ((tav.QHAdam, tav.LAMB), "peak_learning_rate", [0.1], "peak_learning_rate"),
-    (ALL, "sparse_update", ["dense", None, True], "'lazy'"),
-    (ALL, "fused", ["yes", None, 1], "'auto', True or False"),
-    (ALL, "master_weights", ["yes", None, 1], "True or False"),
-    (ALL, "stochastic_rounding", ["yes", None, 1], "True or False"),
-    (ALL, "name", [3], "name"),
-]
-ROWS = [
-    (cls, argument, value, message)
-    for classes, argument, values, message in WRONG
-    for cls in classes
-    for value in values
-]
+WRONG_ROWS = pytest.mark.parametrize(
+    ("classes", "argument", "values", "message"), WRONG_ARGUMENTS, ids=[row[1] for row in WRONG_ARGUMENTS]
+)
 
 
-@pytest.mark.parametrize(("cls", "argument", "value", "message"), ROWS, ids=repr)
-def test_wrong_arguments(cls, argument, value, message):
-    with pytest.raises(ValueError, match=message) as error:
-        cls(**{argument: value})
-    assert argument in str(error.value)
-    assert str(value) in str(error.value)
+@WRONG_ROWS
+def test_wrong_arguments(classes, argument, values, message):
+    for cls in classes:
+        for value in values:
+            with pytest.raises(ValueError, match=message) as error:
+                cls(**{argument: value})
+            assert argument in str(error.value)
+            assert str(value) in str(error.value)
+
+
+@WRONG_ROWS
+def test_a_wrong_value_set_later_is_the_constructor_s_error(classes, argument, values, message):
+    """For arguments that are attributes of the class, before and after it is built."""
+    for cls in classes:
+        if argument not in inspect.signature(cls).parameters or argument.startswith("exclude"):
+            continue
+        new, built = cls(), cls()
+        built.build([tf.Variable([1.0])])
+        before = new.get_config()
+        for value in values:
+            with pytest.raises(ValueError, match=argument) as constructed:
+                cls(**{argument: value})
+            for optimizer in (new, built):
+                with pytest.raises(ValueError, match=argument) as set_later:
+                    setattr(optimizer, argument, value)
+                assert str(set_later.value) == str(constructed.value)
+                assert optimizer.get_config() == before
 
 
 def test_crossed_bounds():
@@ -92,97 +74,98 @@ def test_wrong_names_for_the_method(value):
         tav.AdamW().exclude_from_weight_decay(var_names=value)
 
 
-@pytest.fixture
-def weights():
-    return [tf.Variable([1.0, 2.0], name="a"), tf.Variable([[3.0]], name="b")]
+def test_a_number_in_quotes():
+    with pytest.raises(ValueError, match=r"beta_1='0.9', which is text: write it without quotes"):
+        tav.AdamW(beta_1="0.9")
+    with pytest.raises(ValueError, match=r"learning_rate='fast'$"):
+        tav.AdamW("fast")
 
 
-GOOD = ([1.0, 1.0], [[1.0]])
-
-
-def unchanged(optimizer, weights):
-    return (
-        [w.numpy().tolist() for w in weights] == [[1.0, 2.0], [[3.0]]]
-        and int(optimizer._iterations) == 0
-        and all(np.all(v.numpy() == 0) for v in optimizer.variables if v is not optimizer.learning_rate)
-    )
-
-
-@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
-def test_gradients_that_do_not_match(cls, weights):
-    optimizer = cls()
-    optimizer.build(weights)
-    wrong = [
-        ([GOOD[0]], weights, "one gradient a variable.*1 gradients for 2 variables: a, b"),
-        ([GOOD[0]], None, "one gradient a variable"),
-        ([*GOOD, [1.0]], None, "3 gradients for 2"),
-        ([GOOD[0], [1.0, 2.0]], weights, r"gradient of b must have its shape, \(1, 1\).*\(2,\)"),
-        ([GOOD[1], GOOD[0]], None, "gradient of a"),
-        ([GOOD[0], tf.IndexedSlices(tf.ones((1, 2)), [0])], weights, "gradient of b"),
-        ([None, None], weights, "No gradients"),
-        ([GOOD[0], GOOD[0]], [weights[0], weights[0]], "more than once"),
-    ]
-    for grads, variables, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            optimizer.apply(
-                [g if g is None or isinstance(g, tf.IndexedSlices) else tf.constant(g) for g in grads],
-                variables,
-            )
-    assert unchanged(optimizer, weights)
-
-
-def test_a_variable_that_it_was_not_built_on(weights):
-    optimizer = tav.LAMB()
-    optimizer.build(weights[:1])
-    with pytest.raises(ValueError, match=r"Unknown variables: b\."):
-        optimizer.apply([tf.ones(2), tf.ones((1, 1))], weights)
-    assert unchanged(optimizer, weights)
-
-
-def test_no_variables_and_not_built():
-    with pytest.raises(ValueError, match="built"):
-        tav.AdamW().apply([tf.ones(2)])
-
-
-def test_built_twice(weights):
-    optimizer = tav.QHAdam()
-    optimizer.build(weights)
-    count = len(optimizer.variables)
-    optimizer.build(weights)
-    assert len(optimizer.variables) == count
-    for known in (weights[:1], weights[::-1], []):
-        optimizer.build(known)
-        assert len(optimizer.variables) == count
-    with pytest.raises(ValueError, match=r"c of type.*int32"):
-        optimizer.build([*weights, tf.Variable(1, name="c")])
-    assert len(optimizer.variables) == count
-    assert unchanged(optimizer, weights)
-
-
-@pytest.mark.parametrize("dtype", [tf.int32, tf.complex64])
-def test_variables_that_are_not_real(dtype):
-    with pytest.raises(ValueError, match=f"w of type.*{dtype.name}"):
-        tav.AdamW().build([tf.Variable(tf.ones(2, dtype), name="w")])
-
-
-def test_an_infinite_gradient_is_not_hidden(weights):
+def test_a_schedule_s_class():
+    with pytest.raises(ValueError, match=r"learning_rate.*an instance, not a class: CosineDecay\(\.\.\.\)"):
+        tav.AdamW(keras.optimizers.schedules.CosineDecay)
+    with pytest.raises(ValueError, match=r"schedule.*an instance, not a class"):
+        tav.schedules.LinearWarmup(keras.optimizers.schedules.CosineDecay, 5)
     optimizer = tav.AdamW()
-    optimizer.apply([tf.constant([INF, 1.0]), tf.ones((1, 1))], weights)
-    assert np.isnan(weights[0].numpy()[0])
-    assert np.all(np.isfinite(weights[0].numpy()[1:]))
+    with pytest.raises(ValueError, match="not a class"):
+        optimizer.learning_rate = keras.optimizers.schedules.CosineDecay
 
 
-def test_frozen_layers_and_constraints():
-    model = keras.Sequential(
-        [
-            keras.Input((2,)),
-            keras.layers.Dense(2, name="frozen", trainable=False),
-            keras.layers.Dense(2, kernel_constraint=keras.constraints.NonNeg()),
-        ]
-    )
-    model.compile("qhadamw", "mse")
-    model.optimizer.learning_rate = 1.0
-    before = model.layers[0].kernel.numpy()
-    model.fit(np.ones((4, 2)), -np.ones((4, 2)), verbose=0)
-    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), before)
-    assert np.min(model.layers[1].kernel.numpy()) == 0
+def test_an_empty_name():
+    with pytest.raises(ValueError, match=r"`name` must be a string that is not empty. Received: name=''"):
+        tav.AdamW(name="")
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "epsilon", "beta_1", "clipnorm"])
+def test_a_number_that_yaml_reads_as_text(name):
+    text = "1e-3"
+    assert yaml.safe_load(text) == text
+    with pytest.raises(ValueError, match=rf"`{name}`.*1e-3"):
+        tav.AdamW(**yaml.safe_load(f"{name}: {text}"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("wd", "weight_decay"),
+        ("eps", "epsilon"),
+        ("beta1", "beta_1"),
+        ("fuse", "fused"),
+    ],
+)
+def test_an_unknown_argument(wrong, meant):
+    with pytest.raises(ValueError, match="Argument not recognized") as error:
+        tav.LAMB(**{wrong: 3})
+    message = str(error.value)
+    assert f"{wrong}=3. Did you mean `{meant}`?" in message
+    assert message.index("trust_ratio_max") < message.index("sparse_update") < message.index("clipnorm")
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2", "epsilon", "weight_decay"])
+def test_hyperparameters_are_no_functions_but_can_be_set(name):
+    """Addons' are functions that every step asks. Here an attribute is set; the rate may be a function."""
+    optimizer = tav.AdamW()
+    for wrong in (lambda: 0.5, keras.optimizers.schedules.InverseTimeDecay(1e-3, 1, 0.5)):
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            tav.AdamW(**{name: wrong})
+    setattr(optimizer, name, 0.5)
+    assert optimizer.get_config()[name] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "meant"), [({"weight_decay_rate": 0.01}, "weight_decay"), ({"decay": 0.5}, "weight_decay")]
+)
+def test_arguments_of_old_are_errors(old, meant):
+    with pytest.raises(ValueError, match=f"Argument not recognized.*Did you mean `{meant}`"):
+        tav.LAMB(0.01, **old)
+
+
+@CLASSES
+def test_a_rate_of_two_elements_is_an_error(cls):
+    with pytest.raises(
+        ValueError, match=r"`learning_rate` must be a finite number.*\[0.001 0.001\]|0.001, 0.001"
+    ):
+        cls(tf.constant([0.001, 0.001]))
+
+
+@CLASSES
+def test_betas_are_floats(cls):
+    """PyTorch takes two floats or two tensors; no step here would follow a tensor that changes."""
+    for wrong in ({"beta_1": 0.9, "beta_2": tf.constant(0.99)}, {"beta_1": tf.constant(0.9), "beta_2": 0.99}):
+        with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+            cls(**wrong)
+    with pytest.raises(ValueError, match=r"`beta_1` must be in \[0, 1\). Received: beta_1=1.0"):
+        cls(beta_1=1.0, beta_2=0.0)
+
+
+@CLASSES
+def test_what_pytorch_takes_and_these_do_not(cls):
+    for name, value in {
+        "foreach": True,
+        "differentiable": True,
+        "capturable": True,
+        "momentum_decay": -0.2,
+    }.items():
+        with pytest.raises(ValueError, match=f"Argument not recognized: {name}={value}"):
+            cls(**{name: value})

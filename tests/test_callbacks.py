@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import inspect
 import os
 import shutil
 import subprocess
@@ -12,13 +11,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import test_strategies
+from strategies import on_each_device, strategy_of
 
 import tf_adam_variants as tav
-from tf_adam_variants import _backups
+from tf_adam_variants.callbacks import backup_folder
 
 Backup = tav.callbacks.AtomicBackupAndRestore
-FILES = (_backups.ARRAYS, _backups.DESCRIPTION, _backups.DIGESTS)
+FILES = (backup_folder.ARRAYS, backup_folder.DESCRIPTION, backup_folder.DIGESTS)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -40,8 +39,8 @@ def interrupted(made, folder, after, save_freq="epoch", **options):
 
 
 def write_until(step):
-    """`Backups.write`, not after this step: as of a training that was killed, and goes on all the same."""
-    write = _backups.Backups.write
+    """`BackupFolder.write`, but not after this step: as in a training that was killed."""
+    write = backup_folder.BackupFolder.write
 
     def until(self, description, arrays):
         if description["epoch"] * backed_up.STEPS + description["step"] <= step:
@@ -79,15 +78,6 @@ def assert_ends_as_uninterrupted(net, folder, save_freq="epoch"):
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def test_the_arguments_are_keras_s():
-    ours, theirs = (
-        inspect.signature(cls.__init__).parameters for cls in (Backup, keras.callbacks.BackupAndRestore)
-    )
-    for name, parameter in theirs.items():
-        assert ours[name].default == parameter.default
-    assert list(ours) == ["self", "backup_dir", "save_freq", "double_checkpoint", "delete_checkpoint"]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -98,7 +88,6 @@ def test_the_arguments_are_keras_s():
         {"save_freq": False},
         {"save_freq": 1.5},
         {"save_freq": "batch"},
-        {"double_checkpoint": 1},
         {"delete_checkpoint": "yes"},
     ],
     ids=str,
@@ -119,8 +108,10 @@ def test_a_model_that_is_not_built(tmp_path):
 # -- going on ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("save_freq", ["epoch", 1, 2, 5, 7])
-def test_goes_on_bit_for_bit(net, save_freq, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "save_freq", ["epoch", 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 7))]
+)
+def test_resumes_bit_exact(net, save_freq, tmp_path, capsys):
     for after in (1, 6, 8, 15):
         folder = tmp_path / str(after)
         interrupted(reset(net), folder, after, save_freq)
@@ -152,13 +143,21 @@ def test_without_the_callback_it_would_not(net, tmp_path):
     "make",
     [
         lambda: backed_up.model(lambda: tav.LAMB(0.05), steps_per_execution=3),
-        lambda: backed_up.model(lambda: keras.optimizers.LossScaleOptimizer(tav.AdamW(0.05, amsgrad=True))),
-        lambda: backed_up.model(lambda: tav.QHAdam(0.05, use_ema=True, gradient_accumulation_steps=2)),
+        pytest.param(
+            lambda: backed_up.model(
+                lambda: keras.optimizers.LossScaleOptimizer(tav.AdamW(0.05, amsgrad=True))
+            ),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: backed_up.model(lambda: tav.QHAdam(0.05, use_ema=True, gradient_accumulation_steps=2)),
+            marks=pytest.mark.slow,
+        ),
         lambda: backed_up.model(lambda: keras.optimizers.Adam(0.05), run_eagerly=True),
     ],
-    ids=["steps_per_execution", "loss scale", "everything", "Keras's, eagerly"],
+    ids=["steps_per_execution", "loss scale", "everything", "Keras, eagerly"],
 )
-def test_models_made_anew(make, tmp_path):
+def test_new_models(make, tmp_path):
     wanted = make()
     history = backed_up.fit(wanted)
     made = make()
@@ -170,6 +169,7 @@ def test_models_made_anew(make, tmp_path):
         assert again == history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_types(dtype, tmp_path):
     keras.config.set_dtype_policy(dtype)
@@ -200,6 +200,7 @@ def by_epoch(net):
     }
 
 
+@pytest.mark.slow
 def test_an_order_that_depends_on_the_epoch(net, tmp_path):
     backed_up.fit(reset(net), **by_epoch(net))
     wanted = backed_up.state(net)
@@ -250,17 +251,16 @@ def test_optimizers_that_are_attributes_of_the_model(tmp_path):
     assert backed_up.same(state(other), state(wanted))
 
 
+@pytest.mark.slow
 def test_two_replicas(tmp_path):
-    with test_strategies.strategy_of("two replicas").scope():
+    with strategy_of("two replicas").scope():
         wanted, other = (backed_up.model(lambda: tav.LAMB(0.05)) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:  # a training that leaves the backup of its tenth step
-        patch.setattr(_backups.Backups, "remove_all", lambda self: None)
-        patch.setattr(_backups.Backups, "write", write_until(10))
+        patch.setattr(backup_folder.BackupFolder, "remove_all", lambda self: None)
+        patch.setattr(backup_folder.BackupFolder, "write", write_until(10))
         history = backed_up.fit(wanted, Backup(tmp_path, save_freq=2))
     again = backed_up.fit(other, Backup(tmp_path))
-    have, want = (
-        test_strategies.on_each_device([*one.variables, *one.optimizer.variables]) for one in (other, wanted)
-    )
+    have, want = (on_each_device([*one.variables, *one.optimizer.variables]) for one in (other, wanted))
     assert len(have) == 2
     assert all(backed_up.same(*pair) for pair in zip(have, want, strict=True))
     assert again == {name: values[1:] for name, values in history.items()}
@@ -334,12 +334,17 @@ def flip(path):
 DAMAGE = {
     **{f"a bit of {name}": lambda folder, name=name: flip(folder / name) for name in FILES},
     **{f"{name} is missing": lambda folder, name=name: (folder / name).unlink() for name in FILES},
-    "cut off": lambda folder: os.truncate(folder / _backups.ARRAYS, 100),
+    "cut off": lambda folder: os.truncate(folder / backup_folder.ARRAYS, 100),
     "empty": lambda folder: [(folder / name).write_bytes(b"") for name in FILES],
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+ONE_DAMAGE_QUICK = [
+    name if name == "cut off" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGE
+]
+
+
+@pytest.mark.parametrize("damage", ONE_DAMAGE_QUICK)
 def test_the_one_before_a_damaged_backup(net, damage, tmp_path, capsys):
     interrupted(reset(net), tmp_path, 6, save_freq=2)
     newest, before = tmp_path / "backup-00000002", tmp_path / "backup-00000001"
@@ -357,7 +362,7 @@ def test_the_one_before_a_damaged_backup(net, damage, tmp_path, capsys):
 def test_all_are_damaged(net, tmp_path):
     interrupted(reset(net), tmp_path, 6, save_freq=2)
     for path in tmp_path.iterdir():
-        flip(path / _backups.ARRAYS)
+        flip(path / backup_folder.ARRAYS)
     before = backed_up.state(net)
     with pytest.raises(
         OSError, match=rf"backups in {tmp_path}, and all of them are damaged.*Bring the folder"
@@ -369,13 +374,14 @@ def test_all_are_damaged(net, tmp_path):
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum")
 def test_digests_are_those_of_sha256sum(net, tmp_path):
     interrupted(reset(net), tmp_path, 8)
-    check = ["sha256sum", "--strict", "--check", _backups.DIGESTS]
+    check = ["sha256sum", "--strict", "--check", backup_folder.DIGESTS]
     assert subprocess.run(check, cwd=tmp_path / "backup-00000001").returncode == 0
 
 
 # -- kills ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_every_call_that_touches_the_disk(net, tmp_path):
     """In the third backup of a training, in a process that begins with two."""
     first = tmp_path / "first"
@@ -389,7 +395,7 @@ def test_killed_at_every_call_that_touches_the_disk(net, tmp_path):
         if code != -9:
             assert code == calls  # it was killed at each of its calls
             break
-        whole = _backups.Backups(folder).newest_whole()
+        whole = backup_folder.BackupFolder(folder).find_whole()
         assert not whole.damaged
         ends[calls] = whole.path.name
         assert not [name for name in names(folder) if name.endswith("unfinished")]
@@ -398,6 +404,7 @@ def test_killed_at_every_call_that_touches_the_disk(net, tmp_path):
     assert calls >= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 5, 6, 7], ids=["writing", "before", "after", "removing"])
 def test_a_killed_training(net, calls, tmp_path):
     assert backed_up.run(backed_up.train, tmp_path, calls=calls) == -9
@@ -405,6 +412,7 @@ def test_a_killed_training(net, calls, tmp_path):
     assert_ends_as_uninterrupted(net, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk(net, tmp_path):
     size = sum(array.nbytes for array in net.after) - 1
     folder, error = tmp_path / "backups", tmp_path / "error.txt"
@@ -422,7 +430,7 @@ def test_slots_that_were_added_later_count_from_where_they_were_added(tmp_path):
     """Their bias corrections do, before a backup and after it."""
     x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 
-    def made():
+    def make():
         keras.utils.set_random_seed(0)
         body, head = keras.layers.Dense(4, name="body"), keras.layers.Dense(1, name="head")
         model = keras.Sequential([keras.Input((4,)), head, body])
@@ -436,7 +444,7 @@ def test_slots_that_were_added_later_count_from_where_they_were_added(tmp_path):
         model.fit(x, x, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
 
     def begun():
-        model, body, _, optimizer = made()
+        model, body, _, optimizer = make()
         body.trainable = False
         run(model, optimizer)
         body.trainable = True
@@ -447,7 +455,7 @@ def test_slots_that_were_added_later_count_from_where_they_were_added(tmp_path):
     run(whole, optimizer, epochs=2)
     killed, optimizer = begun()
     run(killed, optimizer, tav.callbacks.AtomicBackupAndRestore(tmp_path, delete_checkpoint=False))
-    again, _, _, optimizer = made()
+    again, _, _, optimizer = make()
     optimizer.build(again.trainable_variables)
     run(again, optimizer, tav.callbacks.AtomicBackupAndRestore(tmp_path), epochs=2)
     for have, want in zip(again.get_weights(), whole.get_weights(), strict=True):
@@ -509,3 +517,55 @@ def test_another_optimizer_is_an_error(other, tmp_path):
     backup, x = tav.callbacks.AtomicBackupAndRestore(tmp_path), np.zeros((88, 4))
     with pytest.raises(ValueError, match=rf"tf_adam_variants.AdamW.*Here: \w+.{other.__name__}"):
         model.fit(x, x, batch_size=8, verbose=0, callbacks=[backup])
+
+
+# -- an exception that ends `fit` ----------------------------------------------------------------------------
+
+
+class Raise(keras.callbacks.Callback):
+    """Raises an exception in one of its methods."""
+
+    def __init__(self, method, error):
+        super().__init__()
+
+        def raise_error(*args, **kwargs):
+            raise error
+
+        setattr(self, method, raise_error)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["before it", "after it"])
+@pytest.mark.parametrize("method", ["on_train_begin", "on_epoch_begin", "on_train_batch_begin"])
+def test_nothing_stays_in_a_model_after_an_exception(net, method, order, tmp_path):
+    """The next `fit` without the callback is a whole one. So is training batch by batch."""
+    interrupted(reset(net), tmp_path, 10, save_freq=2)  # the second epoch, after two steps
+    for then, error in (("fit", KeyboardInterrupt), ("train_on_batch", ValueError)):
+        callbacks = [Backup(tmp_path), Raise(method, error)][::order]
+        with pytest.raises(error):
+            backed_up.fit(reset(net), *callbacks)
+        reset(net)
+        if then == "fit":
+            assert backed_up.fit(net) == net.history_wanted
+            assert backed_up.same(backed_up.state(net), net.after)
+            assert len(backed_up.fit(net, initial_epoch=1)["loss"]) == backed_up.EPOCHS - 1
+        else:
+            before = int(net.optimizer.iterations)
+            net.train_on_batch(backed_up.X[:6], backed_up.Y[:6])
+            assert int(net.optimizer.iterations) == before + 1
+    assert_ends_as_uninterrupted(net, tmp_path, save_freq=2)
+
+
+def test_a_backup_after_an_exception_in_a_fit_that_resumed(net, tmp_path):
+    """Its own next `fit` skips what it has to, also where the last one left a step replaced."""
+    interrupted(reset(net), tmp_path, 6, save_freq=1)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            backed_up.fit(reset(net), Backup(tmp_path), Raise("on_train_batch_begin", KeyboardInterrupt))
+    assert_ends_as_uninterrupted(net, tmp_path, save_freq=1)
+
+
+def test_an_empty_backup_beside_one_that_resumes(net, tmp_path):
+    interrupted(reset(net), tmp_path / "full", 8)
+    history = backed_up.fit(reset(net), Backup(tmp_path / "full"), Backup(tmp_path / "empty"))
+    assert len(history["loss"]) == backed_up.EPOCHS - 1
+    assert backed_up.same(backed_up.state(net), net.after)

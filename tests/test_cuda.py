@@ -1,5 +1,6 @@
-"""The kernels for GPUs where there is no GPU: their source, compiled for a CPU, against the oracle and under
-TensorFlow; where there is nvcc, what it reports of them. On a GPU: cuda_kernels.py and test_gpu.py.
+"""The kernels for GPUs without a GPU: compiled for a CPU, against the oracle and under TensorFlow.
+
+Where there is nvcc, its reports are checked. On a GPU: cuda_kernels.py and test_gpu.py.
 """
 
 import os
@@ -47,15 +48,16 @@ def output_of(*command, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_kernels_and_the_ops_with_them(tmp_path):
-    """The ops in a process of their own: they can be loaded once."""
+    """The ops run in a separate process, since a process can load them only once."""
     folder = library.build(tmp_path)
     kernels = cuda_kernels.Kernels(library.kernels(folder))
     cuda_kernels.Checks(kernels, cuda_kernels.OnCpu(), quick=True).all()
     output_of(
         *(sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"),
-        *(TESTS / name for name in ("test_gpu.py", "test_step_scalars.py")),
+        *(TESTS / name for name in ("test_gpu.py", "test_coefficients.py")),
         TF_ADAM_VARIANTS_CACHE=str(tmp_path),
         TFAV_TEST_DEVICE="CPU:0",
     )
@@ -64,7 +66,7 @@ def test_the_kernels_and_the_ops_with_them(tmp_path):
 @needs_nvcc
 @pytest.mark.slow
 def test_what_nvcc_reports(tmp_path):
-    """No kernel of ours keeps registers or arrays in memory, on any architecture of a default build."""
+    """No kernel spills registers or has a stack frame, on any architecture of a default build."""
     made = cuda()
     units = [unit for unit in _build._cuda_units(_build.compiler(), made) if unit.source.endswith(".cu")]
 
@@ -94,10 +96,11 @@ def test_what_nvcc_reports(tmp_path):
     assert [entry for entry in ours if entry[2:] != ("0", "0")] == []
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_the_built_library_has_them():
-    """They are registered, and call their own CUDA runtime, not TensorFlow's of the same names."""
-    ops, path, build, _ = _library.found()
+    """They are registered, and call their own CUDA runtime, not that of TensorFlow with the same names."""
+    ops, path, build, _ = _library.find_library()
     assert ops
     assert build.cuda == str(cuda())
     program = """
@@ -105,7 +108,7 @@ def test_the_built_library_has_them():
         import tensorflow as tf
         from tensorflow.python.framework import kernels
         tf.load_op_library(sys.argv[1])
-        for name in ("DenseStep", "SparseStep", "SquaredNorm", "StepScalars"):
+        for name in ("DenseStep", "SparseStep", "SquaredNorm", "Coefficients"):
             found = kernels.get_registered_kernels_for_op("TfAdamVariants>" + name).kernel
             print(sorted(kernel.device_type for kernel in found))
         """
@@ -151,22 +154,23 @@ def test_cuda_is_asked_for_the_gpu_that_is_visible(monkeypatch):
 def test_the_program_says_what_is_missing():
     for command in (["cuda_kernels.py", "check"], ["gpu_report.py"]):
         done = subprocess.run(
-            [sys.executable, TESTS / command[0], *command[1:]], capture_output=True, text=True
+            [sys.executable, TESTS / "tools" / command[0], *command[1:]], capture_output=True, text=True
         )
         assert done.returncode == 2
         assert re.fullmatch(r"The kernels cannot run: .*--on-cpu` needs only.*\n", done.stderr)
 
 
 def test_a_library_without_them_says_so(monkeypatch):
-    _, path, build, _ = _library.found()
+    _, path, build, _ = _library.find_library()
     without = _library.Found("ops", path, build._replace(cuda="none (no nvcc)"), "")
-    monkeypatch.setattr(_library, "found", lambda: without)
+    monkeypatch.setattr(_library, "find_library", lambda: without)
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda path: object())
     assert "none (no nvcc). Where there is CUDA's nvcc, `python -m tf_adam_variants.fused build`" in (
         _library._gpu_reason.__wrapped__((0,))
     )
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_elements_are_moved_16_bytes_at_a_time(tmp_path):
     made = cuda()
@@ -174,9 +178,9 @@ def test_elements_are_moved_16_bytes_at_a_time(tmp_path):
     command = [*made.nvcc, "-std=c++17", "-arch=compute_80", "-ptx", _library.sources() / "gpu_dense.cu"]
     subprocess.run([*command, "-o", target], check=True)
     kernels = [
-        part for part in target.read_text().split(".entry")[1:] if "elements" in part.partition("(")[0]
+        part for part in target.read_text().split(".entry")[1:] if "update_chunks" in part.partition("(")[0]
     ]
     assert len(kernels) == 74
-    for kernel in kernels:  # two of 8 bytes, or four of 4; of half types alone, four of 2
+    for kernel in kernels:  # two of 8 bytes, four of 4; for half precision also four of 2
         assert re.search(r"ld\.global\.(v2\.f64|v4\.[fu]32)", kernel)
         assert re.search(r"st\.global\.(v2\.f64|v4\.([fu]32|u16))", kernel)

@@ -6,8 +6,20 @@ import pytest
 STEPS = {"eagerly": (50, 10), "retraced": (60, 20), "in fit": (200, 100)}
 
 
-@pytest.mark.parametrize(("name", "fused"), [("AdamW", False), ("AdamW", True), ("LAMB, lazy", True)])
-@pytest.mark.parametrize("way", STEPS)
+@pytest.mark.parametrize(
+    ("way", "name", "fused"),
+    [
+        pytest.param("eagerly", "AdamW", False, marks=pytest.mark.slow),
+        ("eagerly", "LAMB, lazy", True),
+        ("retraced", "AdamW", True),
+        pytest.param("eagerly", "AdamW", True, marks=pytest.mark.slow),
+        pytest.param("retraced", "AdamW", False, marks=pytest.mark.slow),
+        pytest.param("retraced", "LAMB, lazy", True, marks=pytest.mark.slow),
+        pytest.param("in fit", "AdamW", False, marks=pytest.mark.slow),
+        pytest.param("in fit", "AdamW", True, marks=pytest.mark.slow),
+        pytest.param("in fit", "LAMB, lazy", True, marks=pytest.mark.slow),
+    ],
+)
 def test_no_object_is_kept(way, name, fused):
     steps, warm_up = STEPS[way]
     objects, _ = endurance.growth(endurance.WAYS[way](endurance.OPTIMIZERS[name](fused)), steps, warm_up)

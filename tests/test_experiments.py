@@ -1,41 +1,34 @@
 """The experiments: as --quick runs them, and what they conclude from numbers whose answer is known."""
 
+import importlib
 import json
-import pathlib
-import sys
 
+import adamw_decoupling
+import experiment
+import lamb_large_batch
 import numpy as np
 import pandas as pd
 import pytest
+import qhadam_early_gain
+import which_one
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import adamw_decoupling  # noqa: E402
-import experiment  # noqa: E402
-import lamb_large_batch  # noqa: E402
-import loss_against_seconds  # noqa: E402
-import qhadam_early_gain  # noqa: E402
-import tune  # noqa: E402
-import which_one  # noqa: E402
-
-SLOW = [
-    pytest.param(program, marks=pytest.mark.slow)
-    for program in (qhadam_early_gain, lamb_large_batch, loss_against_seconds)
-]
-
-
-@pytest.mark.parametrize(
-    "program", [adamw_decoupling, which_one, tune, *SLOW], ids=lambda program: program.__name__
+PROGRAMS = (
+    *("adamw_decoupling", "which_one", "tune"),
+    *("qhadam_early_gain", "lamb_large_batch", "loss_against_seconds"),
 )
-def test_quick(program, tmp_path, capsys):
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_quick(name, tmp_path, capsys):
+    program = importlib.import_module(name)
     kept, picture = tmp_path / "results.json", tmp_path / "picture.png"
     experiment.main(program.EXPERIMENT, "", ["--quick", "--json", str(kept), "--out", str(picture)])
     printed = capsys.readouterr().out
     assert "trials in" in printed
     assert picture.stat().st_size > 10_000
     numbers = json.loads(kept.read_text())
-    assert len({len(column) for column in numbers.values()}) == 1  # a row a trial
+    assert len({len(column) for column in numbers.values()}) == 1  # a row per trial
     again = program.EXPERIMENT.markdown(numbers)
     assert again.startswith("| ")
     sentence = again.split("\n\n", 1)[1].split()
@@ -56,6 +49,7 @@ def test_numbers_are_kept_with_six_digits(tmp_path):
     assert kept == {"a": [0.333333, None], "b": [[3.33333e-10, 2.0], [1.0]], "c": ["x", None]}
 
 
+@pytest.mark.slow
 def test_the_best_decay_moves_with_a_planted_power_of_the_rate():
     powers = {"L2": 0.5, "learning_rate": 0.0, "schedule": 1.0}
     rows = []
@@ -214,7 +208,10 @@ def test_ranks_and_relative_losses():
     assert best == {"images": "Adam", "text": "SGD with momentum, LAMB"}
 
 
+@pytest.mark.slow  # to import KerasHub takes seconds
 def test_seconds_to_the_loss_that_all_reach():
+    import loss_against_seconds
+
     losses = np.array([[4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 2.0]] * 2)
     seconds = np.arange(1.0, 9.0) * np.ones((2, 1))
     pair = loss_against_seconds.Pair("x", ("a", "b"), (losses, losses), (2 * seconds, seconds), (None, None))

@@ -1,11 +1,12 @@
 """NaN, inf, zeros and denormals: which elements of which variable they reach, and no others."""
 
+import axes
 import cases
 import keras
 import numpy as np
 import oracle
-import pytest
 import tensorflow as tf
+from axes import ALL_CASES, ALL_MODES, MODES_XLA_SLOW
 
 import tf_adam_variants as tav
 
@@ -13,11 +14,11 @@ DENSE = (1, 2)  # the element of the first variable whose gradient is not finite
 ROW, COLUMN = 3, 1  # that of the table
 SIZE = (6, 3)
 KERNEL, TABLE = 0, len(cases.SHAPES)
-IDS = ([5, ROW, 1, ROW], [2, 5, ROW], [0, 2])  # of the first step, the second and the third
+INDICES = ([5, ROW, 1, ROW], [2, 5, ROW], [0, 2])  # of the first step, the second and the third
 
 
 class Run:
-    """An optimizer on four dense variables and a table, that starts anew with every `steps`."""
+    """An optimizer on four dense variables and a table, which `steps` resets."""
 
     def __init__(self, optimizer, mode, dtype=tf.float32):
         inits, self.grads = cases.problem(3, seed=3)
@@ -31,12 +32,14 @@ class Run:
     def gradients(self, bad=None):
         """Those of three steps; in the first one an element each of the kernel and the table is bad."""
         rng = np.random.default_rng(5)
-        for t, ids in enumerate(IDS):
-            grads, values = [g.copy() for g in self.grads[t]], rng.normal(size=(len(ids), SIZE[1]))
+        for t, indices in enumerate(INDICES):
+            grads, values = [g.copy() for g in self.grads[t]], rng.normal(size=(len(indices), SIZE[1]))
             if t == 0 and bad is not None:
                 grads[KERNEL][DENSE] = bad
                 values[1, COLUMN] = bad
-            slices = tf.IndexedSlices(tf.constant(values, self.dtype), tf.constant(ids), tf.constant(SIZE))
+            slices = tf.IndexedSlices(
+                tf.constant(values, self.dtype), tf.constant(indices), tf.constant(SIZE)
+            )
             yield [*(tf.constant(g, self.dtype) for g in grads), slices]
 
     def steps(self, bad=None):
@@ -61,54 +64,51 @@ def place(i):
     return where
 
 
-SOME = [cases.CASES[0], cases.CASES[6]]
-PAIRS = [
-    (case, mode) for case in cases.CASES for mode in cases.MODES if mode.endswith("eager") or case in SOME
-]
-RUNS = [
-    (*pair, how) for pair in PAIRS for how in ("exact", "lazy") if how == "exact" or pair[1] == "fused graph"
-]
-ALL_MODES = pytest.mark.parametrize("mode", cases.MODES)
-ALL_PAIRS = pytest.mark.parametrize(
-    ("case", "mode"), PAIRS, ids=lambda x: x.name if isinstance(x, cases.Case) else x
+SOME_CASES = [cases.CASES[0], cases.CASES[6]]
+# All cases eagerly, two in each mode.
+CASES_AND_MODES = axes.pairwise(
+    lambda row: row["mode"].endswith("eager") or row["case"] in SOME_CASES, case=cases.CASES, mode=cases.MODES
 )
 
 
-@pytest.mark.parametrize(
-    ("case", "mode", "how"), RUNS, ids=lambda x: x.name if isinstance(x, cases.Case) else x
+@axes.pairwise(
+    lambda row: row["mode"].endswith("eager") or row["case"] in SOME_CASES,
+    case=cases.CASES,
+    mode=cases.MODES,
+    sparse_update=["exact", "lazy"],
 )
-def test_what_is_not_finite_stays_in_its_element(case, mode, how):
-    run = Run(case.cls(0.125, **case.terms, sparse_update=how), mode)
+def test_what_is_not_finite_stays_in_its_element(case, mode, sparse_update):
+    run = Run(case.cls(0.125, **case.terms, sparse_update=sparse_update), mode)
     twin = run.steps(1.0)
     for bad in (np.nan, np.inf, -np.inf):
         for i, (arrays, others) in enumerate(zip(run.steps(bad), twin, strict=True)):
             where = place(i)
             assert np.all(np.isnan(arrays[0][where]))  # and two good steps do not mend it
-            for have, want in zip(arrays, others, strict=True):
-                assert not np.any(np.isfinite(have[where]))
+            for actual, expected in zip(arrays, others, strict=True):
+                assert not np.any(np.isfinite(actual[where]))
                 if case.cls is tav.LAMB and np.any(where):  # its norm of u is NaN, so that the ratio is 1
-                    assert np.all(np.isfinite(have[~where]))
+                    assert np.all(np.isfinite(actual[~where]))
                 else:
-                    np.testing.assert_array_equal(have[~where], want[~where])
+                    np.testing.assert_array_equal(actual[~where], expected[~where])
 
 
-@ALL_MODES
-@pytest.mark.parametrize("case", cases.CASES[6:7], ids=lambda case: case.name)
-def test_lamb_takes_a_trust_ratio_of_1_where_a_norm_is_nan(case, mode):
+@MODES_XLA_SLOW
+def test_lamb_takes_a_trust_ratio_of_1_where_a_norm_is_nan(mode):
+    case = cases.CASES[6]
     inits, grads = cases.problem(3, seed=3)
     grads[0][KERNEL][DENSE] = np.nan
-    have = cases.run(mode, case.cls(0.125, **case.terms), inits, grads)
-    told = case.told | {"weight_decay": 0.01}
-    want = oracle.train(oracle.lamb, inits, grads, [0.125] * 3, **told)
-    ratio_1 = oracle.train(oracle.lamb, inits, grads, [0.125] * 3, **told, adapted=[False] * 4)
-    for step, oracles, plain in zip(have, want, ratio_1, strict=True):
-        for i, (w, expected) in enumerate(zip(step, oracles, strict=True)):
-            np.testing.assert_allclose(w, expected, rtol=1e-12)
+    actual = cases.run(mode, case.cls(0.125, **case.terms), inits, grads)
+    oracle_kwargs = case.oracle_kwargs | {"weight_decay": 0.01}
+    expected = oracle.train(oracle.lamb, inits, grads, [0.125] * 3, **oracle_kwargs)
+    ratio_1 = oracle.train(oracle.lamb, inits, grads, [0.125] * 3, **oracle_kwargs, adapted=[False] * 4)
+    for step, oracles, plain in zip(actual, expected, ratio_1, strict=True):
+        for i, (w, target) in enumerate(zip(step, oracles, strict=True)):
+            np.testing.assert_allclose(w, target, rtol=1e-12)
             if i == KERNEL:
                 np.testing.assert_allclose(w, plain[i], rtol=1e-12)
 
 
-# -- clipping ------------------------------------------------------------------------------------------------
+# -- clipping
 
 
 @ALL_MODES
@@ -116,20 +116,20 @@ def test_clipvalue_makes_inf_finite_and_leaves_nan(mode):
     run = Run(tav.AdamW(0.125, clipvalue=0.5), mode)
     for bad, as_if in ((np.inf, 1e30), (-np.inf, -1e30)):
         for arrays, others in zip(run.steps(bad), run.steps(as_if), strict=True):
-            for have, want in zip(arrays, others, strict=True):
-                np.testing.assert_array_equal(have, want)
+            for actual, expected in zip(arrays, others, strict=True):
+                np.testing.assert_array_equal(actual, expected)
     if mode == "xla" and tf.__version__.startswith("2.18."):
         return  # its XLA clips a NaN to a bound
     for i, arrays in enumerate(run.steps(np.nan)):
         np.testing.assert_array_equal(np.isnan(arrays[0]), place(i))
 
 
-@ALL_MODES
+@MODES_XLA_SLOW
 def test_clipnorm_spreads_nan_within_its_variable(mode):
     run = Run(tav.AdamW(0.125, clipnorm=0.5, sparse_update="lazy"), mode)
     twin = run.steps(1.0)
     rows = np.zeros(SIZE, bool)
-    rows[IDS[0]] = True  # the slices' norm is that of their rows
+    rows[INDICES[0]] = True  # the slices' norm is that of their rows
     for bad in (np.nan, np.inf):
         for i, (arrays, others) in enumerate(zip(run.steps(bad), twin, strict=True)):
             reached = {KERNEL: np.ones(cases.SHAPES[KERNEL], bool), TABLE: rows}.get(i, place(i))
@@ -137,12 +137,11 @@ def test_clipnorm_spreads_nan_within_its_variable(mode):
                 np.testing.assert_array_equal(np.isnan(arrays[0]), reached)
             else:  # finite / inf = 0, inf / inf = NaN
                 np.testing.assert_array_equal(np.isnan(arrays[0]), place(i))
-            for have, want in zip(arrays, others, strict=True):
-                np.testing.assert_array_equal(have[~reached], want[~reached])
+            for actual, expected in zip(arrays, others, strict=True):
+                np.testing.assert_array_equal(actual[~reached], expected[~reached])
 
 
-@ALL_MODES
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+@axes.pairwise(case=SOME_CASES, mode=cases.MODES)
 def test_global_clipnorm_makes_everything_nan(case, mode):
     run = Run(case.cls(0.125, **case.terms, global_clipnorm=0.5), mode)
     for bad in (np.nan, np.inf):
@@ -156,10 +155,10 @@ def test_keras_does_the_same_with_global_clipnorm():
     assert all(np.all(np.isnan(w)) for w in weights)
 
 
-# -- whole batches -------------------------------------------------------------------------------------------
+# -- whole batches
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+@ALL_CASES
 def test_a_batch_of_nan_is_for_good(case):
     weights = [tf.Variable([1.0, 2.0]), tf.Variable([3.0])]
     optimizer = case.cls(0.125, **case.terms)
@@ -169,12 +168,11 @@ def test_a_batch_of_nan_is_for_good(case):
     assert int(optimizer.iterations) == 3
 
 
-@ALL_MODES
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@axes.pairwise(bad=[np.nan, np.inf], mode=cases.MODES)
 def test_a_loss_scale_optimizer_skips_the_step(bad, mode):
     """Bit for bit: no weight, no slot and no count of steps changes."""
 
-    def trained(batches):
+    def train(batches):
         weights = [tf.Variable([1.0, 2.0]), tf.Variable(np.ones(SIZE, np.float32))]
         inner = tav.LAMB(0.125, sparse_update="lazy")
         outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
@@ -189,56 +187,57 @@ def test_a_loss_scale_optimizer_skips_the_step(bad, mode):
             outer.dynamic_scale.assign(4.0)  # a step that was skipped halves it
         return [v.numpy() for v in (*weights, *inner.variables)]
 
-    for have, want in zip(trained([1.0, bad, 2.0]), trained([1.0, 2.0]), strict=True):
-        np.testing.assert_array_equal(have, want)
+    for actual, expected in zip(train([1.0, bad, 2.0]), train([1.0, 2.0]), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-# -- what is too large, too small, or zero -------------------------------------------------------------------
+# -- what is too large, too small, or zero
 
 
-@ALL_PAIRS
+@CASES_AND_MODES
 def test_zero_gradients_leave_weights_alone(case, mode):
     """Weights of zero among them, whose trust ratio is 1. Only the decay moves weights."""
     decay = {"weight_decay": 0.0} if case.decays else {}
     inits = [np.array([0.0, 1.0, -2.0]), np.zeros(2)]
-    have = cases.run(
+    actual = cases.run(
         mode, case.cls(0.125, **case.terms, **decay), inits, [[np.zeros(3), np.zeros(2)]] * 2, paths="ab"
     )
-    for step in have:
+    for step in actual:
         for w, before in zip(step, inits, strict=True):
             np.testing.assert_array_equal(w, before)
 
 
-@ALL_PAIRS
+@CASES_AND_MODES
 def test_without_epsilon_a_gradient_that_was_always_zero_gives_nan(case, mode):
     """0 / 0, as in PyTorch, optax and Keras, and in no other element."""
     decay = {"weight_decay": 0.0} if case.decays else {}
     optimizer = case.cls(0.125, **case.terms, **decay, epsilon=0.0)
-    have = cases.run(mode, optimizer, [np.ones(2)], [[np.array([0.0, 1.0])]] * 2, paths="a")
-    for (w,) in have:
+    actual = cases.run(mode, optimizer, [np.ones(2)], [[np.array([0.0, 1.0])]] * 2, paths="a")
+    for (w,) in actual:
         np.testing.assert_array_equal(np.isnan(w), [True, False])
 
 
-@ALL_MODES
-@pytest.mark.parametrize("how", ["exact", "lazy"])
-def test_without_epsilon_lazy_rows_without_a_gradient_stay(how, mode):
+@axes.pairwise(sparse_update=["exact", "lazy"], mode=cases.MODES)
+def test_without_epsilon_lazy_rows_without_a_gradient_stay(sparse_update, mode):
     table = tf.Variable(np.ones((4, 2)))
-    step = cases.apply_in(mode, tav.AdamW(0.125, epsilon=0.0, sparse_update=how), [table])
+    step = cases.apply_in(mode, tav.AdamW(0.125, epsilon=0.0, sparse_update=sparse_update), [table])
     step([tf.IndexedSlices(tf.ones((2, 2), tf.float64), tf.constant([1, 3]), tf.constant([4, 2]))])
-    np.testing.assert_array_equal(np.isnan(table.numpy()).all(1), np.array([1, 0, 1, 0]) * (how == "exact"))
+    np.testing.assert_array_equal(
+        np.isnan(table.numpy()).all(1), np.array([1, 0, 1, 0]) * (sparse_update == "exact")
+    )
 
 
-@ALL_MODES
+@MODES_XLA_SLOW
 def test_a_denormal_gradient_is_as_good_as_zero(mode):
-    def trained(first):
+    def train(first):
         grads = [[np.array([first, 1.0])], [np.array([1.0, 1.0])]]
         return cases.run(mode, tav.AdamW(0.125), [np.ones(2)], grads, tf.float32, "a")
 
-    for (have,), (want,) in zip(trained(1e-40), trained(0.0), strict=True):
-        np.testing.assert_array_equal(have, want)
+    for (actual,), (expected,) in zip(train(1e-40), train(0.0), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-@ALL_MODES
+@MODES_XLA_SLOW
 def test_a_denormal_gradient_of_float16_is_a_gradient(mode):
     """float32, the arithmetic's type, has room for it."""
     optimizer = tav.AdamW(0.125, weight_decay=0.0, epsilon=1e-12)
@@ -246,7 +245,7 @@ def test_a_denormal_gradient_of_float16_is_a_gradient(mode):
     np.testing.assert_array_equal(w, [0.875, 0.875])
 
 
-@ALL_MODES
+@MODES_XLA_SLOW
 def test_a_gradient_whose_square_overflows(mode):
     """v is infinite, so that the weight stays; at the next step it is NaN, as with Keras's Adam."""
     grads = [[np.array([1e25, 1.0])], [np.array([1.0, 1.0])]]

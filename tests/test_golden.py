@@ -3,10 +3,11 @@
 import json
 import pathlib
 
+import axes
 import cases
 import numpy as np
-import pytest
 import tensorflow as tf
+from sparse import train
 
 import tf_adam_variants as tav
 
@@ -38,10 +39,19 @@ def test_the_files_are_there():
     assert len(FILES) == 9
 
 
-@pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@axes.pairwise(file=FILES, dtype=list(TOLERANCE), mode=cases.MODES)
 def test_golden(file, dtype, mode):
     optimizer, inits, grads, params, names = load(file)
     history = cases.run(mode, optimizer, inits, grads, tf.as_dtype(dtype), names)
     assert cases.worst(history, params) < TOLERANCE[dtype]
+
+
+@axes.pairwise(sparse_update=["exact", "lazy"], dtype=list(TOLERANCE), mode=cases.MODES)
+def test_golden_of_sparse_gradients(sparse_update, dtype, mode):
+    file = {"exact": "exact_sparse_lamb_tfa", "lazy": "lazy_sparse_adam_torch"}[sparse_update]
+    data = np.load(FOLDER / f"{file}.npz")
+    meta = json.loads(str(data["meta"]))
+    optimizer = getattr(tav, meta["optimizer"])(**meta["hyperparameters"], sparse_update=sparse_update)
+    steps = list(zip(data["indices"], data["values"], strict=True))
+    history = train(optimizer, data["init"], steps, tf.as_dtype(dtype), mode)
+    assert cases.worst(history, [[p] for p in data["params"]]) < TOLERANCE[dtype]

@@ -1,6 +1,6 @@
-"""Steps on a GPU, where TensorFlow sees one: the table of cases, placement, types, replicas.
+"""Steps on a GPU that TensorFlow sees: the table of cases, placement, types, replicas.
 
-test_cuda.py runs this file where there is none, too, with the kernels compiled for a CPU. TFAV_TEST_DEVICE is
+Where there is no GPU, test_cuda.py runs this file with the kernels compiled for a CPU. TFAV_TEST_DEVICE is
 then the device.
 """
 
@@ -21,7 +21,7 @@ DEVICE = os.environ.get("TFAV_TEST_DEVICE", "GPU:0")
 KIND = DEVICE.partition(":")[0]
 ALL_CASES = pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 HOW = pytest.mark.parametrize("how", ["exact", "lazy"])
-# XLA has the pure step alone.
+# XLA runs only the TensorFlow operations.
 MODES = pytest.mark.parametrize("mode", cases.MODES if KIND == "GPU" else cases.MODES[3:])
 SIZES = (0, 1, 3, 17, 4099)
 
@@ -38,7 +38,7 @@ def on_the_device():
 
 
 def test_the_kernels_are_ready():
-    """Skipped nowhere: with a GPU and no kernels for it, build them first."""
+    """Not skipped: with a GPU but no kernels for it, build them first."""
     assert fused.is_available(), _library.reason()
     assert not _library.gpu_reason()
 
@@ -47,8 +47,8 @@ def test_the_kernels_are_ready():
 @ALL_CASES
 def test_steps(case, mode):
     inits, grads = cases.problem(4)
-    have = cases.run(mode, case.cls(0.125, **case.told), inits, grads)
-    want = oracle.train(case.rule, inits, grads, [0.125] * 4, **case.told)
+    have = cases.run(mode, case.cls(0.125, **case.oracle_kwargs), inits, grads)
+    want = oracle.train(case.rule, inits, grads, [0.125] * 4, **case.oracle_kwargs)
     assert cases.worst(have, want) < 1e-11
 
 
@@ -60,8 +60,8 @@ def test_types_and_odd_sizes(case, mode, dtype):
     draw = lambda size: tf.cast(rng.normal(size=size), dtype).numpy().astype(np.float64)  # noqa: E731
     inits, grads = [draw(size) for size in SIZES], [[draw(size) for size in SIZES]]
     paths = [f"v{size}" for size in SIZES]
-    have = cases.run(mode, case.cls(0.125, **case.told), inits, grads, tf.as_dtype(dtype), paths)[0]
-    want = oracle.train(case.rule, inits, grads, [0.125], **case.told)[0]
+    have = cases.run(mode, case.cls(0.125, **case.oracle_kwargs), inits, grads, tf.as_dtype(dtype), paths)[0]
+    want = oracle.train(case.rule, inits, grads, [0.125], **case.oracle_kwargs)[0]
     tolerance = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 5e-7, "float64": 1e-14}[dtype]
     for a, b in zip(have[1:], want[1:], strict=True):
         np.testing.assert_allclose(a, b, rtol=1.001 * tolerance, atol=1e-6 if dtype != "float64" else 1e-14)
@@ -86,7 +86,7 @@ def test_repeated_ids(case, mode, how):
     steps = [(rng.integers(0, 6, 9), rng.normal(size=(9, 5)), rng.normal(size=3)) for _ in range(4)]
     for run in (mode, "graph"):
         table, dense = tf.Variable(np.full((8, 5), 0.5)), tf.Variable(np.ones(3))
-        optimizer = case.cls(0.125, **case.told, sparse_update=how)
+        optimizer = case.cls(0.125, **case.oracle_kwargs, sparse_update=how)
         optimizer.build([table, dense])
         step = sparse_step(optimizer, table, dense, run)
         for ids, values, gradient in steps:
@@ -113,7 +113,7 @@ def test_clipping(clipping, mode):
     inits, grads = cases.problem(3)
     have = cases.run(mode, tav.QHAdamW(0.125, weight_decay=0.25, **clipping), inits, grads)
     case = next(case for case in cases.CASES if case.cls is tav.QHAdamW)
-    want = oracle.train(case.rule, inits, grads, [0.125] * 3, clipping=clipping, **case.told)
+    want = oracle.train(case.rule, inits, grads, [0.125] * 3, clipping=clipping, **case.oracle_kwargs)
     assert cases.worst(have, want) < 1e-11
 
 
@@ -177,7 +177,7 @@ def test_variables_on_several_devices():
 @HOW
 @pytest.mark.parametrize("cls", [tav.AdamW, tav.LAMB])
 def test_replicas(cls, how):
-    """As many as there are devices; one step of all is one step with the sum of their gradients."""
+    """One replica per device: their step equals one step with the sum of their gradients."""
     devices = [device.name for device in tf.config.list_logical_devices(KIND)]
     with tf.device(None):
         strategy = tf.distribute.MirroredStrategy(devices)

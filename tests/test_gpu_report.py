@@ -17,6 +17,7 @@ def report_in(folder):
     return json.loads((folder / "gpu-report.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_rehearsal(tmp_path, capsys):
     """All parts; a second run passes over what is there, and one that failed leaves the others alone."""
     assert gpu_report.main(["--on-cpu", "--out", str(tmp_path)]) == 0
@@ -44,6 +45,7 @@ def test_the_rehearsal(tmp_path, capsys):
     assert (tmp_path / "gpu-report.md").read_text() == page
 
 
+@pytest.mark.slow
 def test_parts_that_fail(tmp_path, monkeypatch, capsys):
     """Without a compiler; the others go on. On another machine nothing is taken over."""
     limits = {"environment": 20, "build": 20, "bench": 0.01, "memcheck": 20}
@@ -79,6 +81,7 @@ def test_what_was_found_before_an_error_is_kept(tmp_path, monkeypatch):
     assert lines == [["first", {"ms": 1}], "RuntimeError: second"]
 
 
+@pytest.mark.slow
 def test_what_was_found_in_time_is_kept(tmp_path, monkeypatch):
     """Of a part that takes too long; it is run again."""
     program = tmp_path / "part.py"
@@ -99,16 +102,17 @@ def test_what_was_found_in_time_is_kept(tmp_path, monkeypatch):
     assert "Failed:\n\n    not done after 2 s\n" in (tmp_path / "gpu-report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("sh"), reason="no shell")
 def test_nothing_goes_on_after_a_part_that_took_too_long(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     reading = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     script = f"exec 3> {tmp_path / 'fifo'}; (sleep 10; echo alive >&3) & wait"
-    assert gpu_report.ended(["sh", "-c", script], 1) is None
+    assert gpu_report.run_for(["sh", "-c", script], 1) is None
     os.set_blocking(reading, True)
     assert os.read(reading, 100) == b""  # the end, when nobody holds it any more
     os.close(reading)
-    assert gpu_report.ended(["sh", "-c", "exit 3"], 60) == 3
+    assert gpu_report.run_for(["sh", "-c", "exit 3"], 60) == 3
 
 
 def test_a_rehearsal_is_not_written_into_docs(capsys):

@@ -1,94 +1,10 @@
-"""The converters and the warm-up."""
+"""The schedule that warms up. `converters.from_nadam` is in test_equivalences.py."""
 
 import keras
 import numpy as np
 import pytest
 
-from tf_adam_variants import converters, schedules
-
-GRADS = np.random.default_rng(0).normal(size=12)
-
-
-def qhm(parameters, gradient, steps, start=0.0, before=0.0):
-    """Weights under quasi-hyperbolic momentum; `gradient` is a function of weight and step."""
-    w, m, history = start, before, []
-    for t in range(steps):
-        g = gradient(w, t)
-        m = parameters.beta * m + (1 - parameters.beta) * g
-        w = w - parameters.learning_rate * ((1 - parameters.nu) * g + parameters.nu * m)
-        history.append(w)
-    return np.array(history)
-
-
-def test_nesterov_momentum():
-    """Keras's SGD(nesterov=True) on given gradients."""
-    weights = keras.Variable(0.0)
-    sgd = keras.optimizers.SGD(0.125, momentum=0.75, nesterov=True)
-    want = []
-    for g in GRADS:
-        sgd.apply([keras.ops.convert_to_tensor(g, "float32")], [weights])
-        want.append(float(weights))
-    have = qhm(converters.from_nesterov(0.125, 0.75), lambda w, t: GRADS[t], len(GRADS))
-    np.testing.assert_allclose(have, want, rtol=1e-5)
-
-
-def test_pid_is_qhm():
-    """The controller's output is the sum of its three terms, with differences averaged by beta."""
-    parameters = converters.QHMParameters(0.5, beta=0.75, nu=0.625)
-    gains = converters.to_pid(*parameters)
-    assert converters.from_pid(*gains) == pytest.approx(parameters, rel=1e-14)
-    total, before, difference, want = 0.0, 0.0, 0.0, []
-    for g in GRADS:
-        total += g
-        difference = 0.75 * difference + 0.25 * (g - before)
-        before = g
-        want.append(-(gains.k_p * g + gains.k_i * total + gains.k_d * difference))
-    np.testing.assert_allclose(qhm(parameters, lambda w, t: GRADS[t], len(GRADS)), want, rtol=1e-12)
-
-
-def slope(w, t=0):
-    """Of a function that is not quadratic."""
-    return np.tanh(w) + 0.5 * w
-
-
-def synthesized_nesterov(rate, beta_1, beta_2, steps):
-    x, before, points = 1.0, 1.0, []
-    for _ in range(steps):
-        x, before = x - rate * slope(x + beta_2 * (x - before)) + beta_1 * (x - before), x
-        points.append(x + beta_2 * (x - before))
-    return points
-
-
-def test_synthesized_nesterov():
-    have = qhm(converters.from_synthesized_nesterov(0.25, 0.625, 0.375), slope, 20, start=1.0)
-    np.testing.assert_allclose(have, synthesized_nesterov(0.25, 0.625, 0.375, 20), rtol=1e-10)
-
-
-@pytest.mark.parametrize("rho", [None, 0.75])
-def test_robust_momentum(rho):
-    """Cyrus et al., 2018, equations 3 and 4."""
-    smoothness, kappa, r = 1.5, 9.0, rho or 2 / 3
-    alpha = kappa * (1 - r) ** 2 * (1 + r) / smoothness
-    beta = kappa * r**3 / (kappa - 1)
-    gamma = r**3 / ((kappa - 1) * (1 - r) ** 2 * (1 + r))
-    have = qhm(converters.from_robust_momentum(smoothness, kappa, rho), slope, 20, start=1.0)
-    np.testing.assert_allclose(have, synthesized_nesterov(alpha, beta, gamma, 20), rtol=1e-9)
-
-
-def test_accsgd():
-    """Kidambi et al., 2018, algorithm 3."""
-    delta, kappa, xi, eps = 0.125, 64.0, 4.0, 0.7
-    long_step = delta * kappa / eps
-    alpha = 1 - eps**2 * xi / kappa
-    mix = eps / (eps + 1 - alpha)
-    w, average, want = 1.0, 1.0, []
-    for _ in range(30):
-        g = slope(w)
-        average = alpha * average + (1 - alpha) * (w - long_step * g)
-        w = mix * (w - delta * g) + (1 - mix) * average
-        want.append(w)
-    have = qhm(converters.from_accsgd(delta, kappa, xi), slope, 30, start=1.0)
-    np.testing.assert_allclose(have, want, rtol=1e-9)
+from tf_adam_variants import schedules
 
 
 def test_warm_up_of_goyal_et_al():

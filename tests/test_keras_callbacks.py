@@ -1,5 +1,6 @@
 """Keras's callbacks in `fit`, against the oracle: the rate of each step, weights brought back, averages."""
 
+import axes
 import cases
 import keras
 import numpy as np
@@ -12,14 +13,12 @@ X = RNG.integers(-8, 9, size=(12, 3)) / 4  # with few bits, because Keras makes 
 Y = X @ np.array([[0.5], [-1.0], [2.0]]) + 0.25
 LOSS = keras.losses.MeanSquaredError(dtype="float64")
 BEGIN = np.full((3, 1), 0.3125)
-PLAIN = [case for case in cases.CASES if not case.terms]
-EVERY = pytest.mark.parametrize("case", PLAIN, ids=lambda case: case.name)
-EACH = pytest.mark.parametrize("fused", [False, True], ids=["pure", "fused"])
+PLAIN_CASES = pytest.mark.parametrize("case", axes.one_quick(cases.PLAIN_CASES), ids=axes.name_value)
 
 
 def model(case, fused, **arguments):
     """A line through points in float64: an epoch is one step, and its gradient is known."""
-    decay = {"weight_decay": case.told["weight_decay"]} if case.decays else {}
+    decay = {"weight_decay": case.oracle_kwargs["weight_decay"]} if case.decays else {}
     made = keras.Sequential(
         [keras.Input((3,), dtype="float64"), keras.layers.Dense(1, use_bias=False, dtype="float64")]
     )
@@ -36,7 +35,7 @@ def fit(made, *callbacks, epochs, first=0):
 def expected(case, rates):
     """The oracle's weights after each epoch."""
     w, slots, history = BEGIN, {}, []
-    told = case.told
+    told = case.oracle_kwargs
     decay = told.pop("weight_decay", 0.0)
     for t, rate in enumerate(rates, start=1):
         gradient = 2 * X.T @ (X @ w - Y) / len(X)
@@ -51,8 +50,8 @@ def assert_close(have, want):
     np.testing.assert_allclose(have, want, rtol=1e-12)
 
 
-@EACH
-@EVERY
+@axes.FUSED
+@PLAIN_CASES
 def test_scheduled_rates_and_the_best_weights_brought_back(case, fused):
     """The step of the fourth epoch is so large that all losses after it are worse."""
     rates = [RATE, RATE / 2, RATE / 4, 64.0, RATE, RATE]
@@ -65,8 +64,8 @@ def test_scheduled_rates_and_the_best_weights_brought_back(case, fused):
     assert_close(made.get_weights()[0], expected(case, rates)[3])
 
 
-@EACH
-@EVERY
+@axes.FUSED
+@PLAIN_CASES
 def test_rates_reduced_on_a_plateau_and_averages_swapped_in(case, fused):
     """Only a loss that is less by 1000 would count as progress, so that each epoch from the third on has half
     the rate of the one before. At an epoch's end, and at the training's, the model has its weights' averages.
@@ -84,7 +83,7 @@ def test_rates_reduced_on_a_plateau_and_averages_swapped_in(case, fused):
     assert_close(made.get_weights()[0], averages[-1])
 
 
-@EVERY
+@PLAIN_CASES
 def test_training_goes_on_from_a_checkpoint_of_the_model(case, tmp_path):
     made = model(case, "auto")
     fit(made, keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"), epochs=5)

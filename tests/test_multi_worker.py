@@ -7,17 +7,18 @@ import subprocess
 import sys
 import time
 
+import local_cluster
 import numpy as np
+import pytest
+import strategies
 import tensorflow as tf
-import test_strategies as one_process
 
 import tf_adam_variants as tav
 
 TESTS = pathlib.Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples"
 EXAMPLE = EXAMPLES / "multi_worker.py"
-sys.path.insert(0, str(EXAMPLES))
-import local_cluster  # noqa: E402
+pytestmark = pytest.mark.slow
 
 OPTIMIZERS = {
     f"{cls.__name__} {options} fused={fused}": functools.partial(cls, 0.125, fused=fused, **options)
@@ -32,9 +33,9 @@ OPTIMIZERS = {
 }
 
 
-def trained(strategy, steps):
-    """What each optimizer makes of the steps."""
-    return {name: one_process.looped(strategy, made, steps) for name, made in OPTIMIZERS.items()}
+def train(strategy, steps):
+    """Take the steps with each optimizer. Return what each device holds."""
+    return {name: strategies.looped(strategy, make, steps) for name, make in OPTIMIZERS.items()}
 
 
 WORKER = """
@@ -45,23 +46,23 @@ local_cluster.end_with_the_launcher()
 import tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 import test_multi_worker as tests
-made = tests.trained(strategy, tests.one_process.steps_of_two())
-print(json.dumps({name: [a.tolist() for a in device] for name, [device] in made.items()}))
+results = tests.train(strategy, tests.strategies.steps_of_two())
+print(json.dumps({name: [a.tolist() for a in device] for name, [device] in results.items()}))
 """
 
 
 def test_two_workers_are_one_with_the_global_batch(tmp_path):
-    """All optimizers, dense and sparse, by each engine: the compiled op works on a worker's own devices."""
+    """All optimizers, dense and sparse, by each engine: the fused kernels run on a worker's local devices."""
     printed = []
-    command = [sys.executable, "-c", WORKER, str(TESTS), str(EXAMPLES)]
+    command = [sys.executable, "-c", WORKER, str(TESTS), str(TESTS / "helpers"), str(EXAMPLES)]
     codes = local_cluster.run(command, {"worker": 2}, tmp_path, printed.append)
     assert codes == [0, 0], (tmp_path / "worker-0.log").read_text()[-3000:]
-    want = trained(tf.distribute.get_strategy(), one_process.global_batches(one_process.steps_of_two()))
+    expected = train(tf.distribute.get_strategy(), strategies.global_batches(strategies.steps_of_two()))
     assert len(printed) == 2
     for name in OPTIMIZERS:
-        have = [[np.array(a) for a in worker[name]] for worker in printed]
-        np.testing.assert_equal(have[0], have[1])
-        one_process.assert_same(have, want[name])
+        actual = [[np.array(a) for a in worker[name]] for worker in printed]
+        np.testing.assert_equal(actual[0], actual[1])
+        strategies.assert_same(actual, expected[name])
 
 
 def example(out):

@@ -8,11 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from test_strategies import strategy_of
+from strategies import strategy_of
+from traced import ops_of
 
 import tf_adam_variants as tav
-from tf_adam_variants import _xla
-from tf_adam_variants.engines import compiled_op
+from tf_adam_variants.engines import fused
+from tf_adam_variants.utils import internals
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 6)).astype("float32")
@@ -49,7 +50,7 @@ class Context(keras.layers.Layer):
         self.seen = []
 
     def call(self, x):
-        self.seen.append(_xla.is_compiling())
+        self.seen.append(internals.is_xla_compiling())
         return x
 
 
@@ -179,19 +180,13 @@ def assert_same(model, history, other, other_history, rtol=1e-5):
         np.testing.assert_allclose(have, want, rtol=rtol, atol=rtol)
 
 
-def ops_of(model):
-    """The types of the ops of the traced training steps, functions that they call included."""
-    function = model.train_function  # Keras 3.6 has the traced function itself here, later versions around it
-    around = [cell.cell_contents for cell in getattr(function, "__closure__", ())]
-    (step,) = [f for f in (function, *around) if isinstance(f, tf.types.experimental.PolymorphicFunction)]
-    graphs = [f.graph.as_graph_def() for f in step._list_all_concrete_functions()]
-    nodes = [node for graph in graphs for node in graph.node]
-    return {node.op for node in nodes} | {
-        node.op for graph in graphs for f in graph.library.function for node in f.node_def
-    }
+# The others are left to `make test-all`.
+QUICK = ("LAMB",)
 
 
-@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize(
+    "kept", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KEPT]
+)
 def test_the_numbers_of_keras_training_step(kept):
     """Against Keras's step, all of it compiled by XLA, with the formula in plain TensorFlow."""
     model, optimizer, options, fit = KEPT[kept]
@@ -203,6 +198,7 @@ def test_the_numbers_of_keras_training_step(kept):
     assert_same(split, history, whole, trained(whole, **fit), rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [lambda: dense(keras.layers.BatchNormalization()), embedding])
 @pytest.mark.parametrize("optimizer", [tav.AdamW, tav.LAMB])
 def test_replicas(model, optimizer):
@@ -213,6 +209,7 @@ def test_replicas(model, optimizer):
     assert_same(split, trained(split, x=x), whole, trained(whole, x=x))
 
 
+@pytest.mark.slow
 def test_the_oracles_weights():
     """A linear model's gradients are known: 2 / n X^T (X w - y)."""
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, use_bias=False)])
@@ -241,6 +238,7 @@ def test_xla_compiles_the_gradients_and_the_op_takes_the_step():
         assert "TfAdamVariants>DenseStep" in ops_of(model)
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_stay_as_they_are():
     context = Context()
     model = dense(context)
@@ -258,6 +256,7 @@ def test_evaluate_and_predict_stay_as_they_are():
         np.testing.assert_array_equal(after[1], before[1])
 
 
+@pytest.mark.slow
 def test_compile_undoes_it():
     context = Context()
     model = dense(context)
@@ -271,6 +270,7 @@ def test_compile_undoes_it():
     assert "TfAdamVariants>DenseStep" not in ops_of(model)
 
 
+@pytest.mark.slow
 def test_batch_by_batch():
     split, whole = (compiled(dense, adamw(), split) for split in (True, False))
     for begin in range(0, 40, 10):
@@ -281,6 +281,7 @@ def test_batch_by_batch():
             np.testing.assert_allclose(value, want[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_thawed_layers():
     """Compiled again, as Keras asks for, and split again, with the optimizer of before."""
     split, whole = (compiled(frozen, adamw(), split) for split in (True, False))
@@ -294,6 +295,7 @@ def test_thawed_layers():
     assert_same(split, trained(split), whole, trained(whole))
 
 
+@pytest.mark.slow
 def test_saved_and_loaded(tmp_path):
     """A loaded model trains on, split again, to the weights of the one that went on."""
     model = compiled(dense, adamw(), True)
@@ -310,6 +312,7 @@ def test_saved_and_loaded(tmp_path):
     np.testing.assert_allclose(served.serve(X), model.predict(X, verbose=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_splitting_twice_is_splitting_once():
     once, twice = (compiled(dense, adamw(), True) for _ in range(2))
     tav.fused.split_step(twice)
@@ -345,7 +348,7 @@ def test_without_the_op_the_step_stays_keras(monkeypatch, caplog):
     model.compile("lamb", "mse")
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, LOGGER):
         patch.setattr(
-            tav.fused._library, "found", lambda: tav.fused._library.Found(reason="It is not built.")
+            tav.fused._library, "find_library", lambda: tav.fused._library.Found(reason="It is not built.")
         )
         tav.fused.split_step(model)
     assert caplog.messages == ["split_step leaves the training step as it is: It is not built."]
@@ -365,20 +368,21 @@ def test_with_a_layer_that_xla_cannot_compile_the_step_stays_keras(caplog):
     model.fit(tf.constant(["a b", "c d"]), np.zeros((2, 2, 1)), verbose=0)
 
 
+@pytest.mark.slow
 def test_a_step_under_xla_mentions_it_once(caplog):
-    compiled_op._log_once.cache_clear()
+    fused._log_once.cache_clear()
 
     def messages():
         return [record.message for record in caplog.records if record.name == LOGGER]
 
     model = dense()
     with caplog.at_level(logging.WARNING, LOGGER):
-        for fused, count in ((False, 0), ("auto", 1), ("auto", 1)):
-            model.compile(tav.LAMB(fused=fused), "mse", jit_compile=True)
+        for option, count in ((False, 0), ("auto", 1), ("auto", 1)):
+            model.compile(tav.LAMB(fused=option), "mse", jit_compile=True)
             model.fit(X, Y, verbose=0)
             assert len(messages()) == count
         assert "split_step" in messages()[0]
-        compiled_op._log_once.cache_clear()
+        fused._log_once.cache_clear()
         model.compile(tav.LAMB(), "mse", jit_compile=False)
         model.fit(X, Y, verbose=0)
         tav.fused.split_step(model)

@@ -3,13 +3,14 @@
 import copy
 import pickle
 
+import axes
 import cases
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_saving import OPTIMIZERS, assert_same, fit, model, state
-from test_strategies import strategy_of
+from saved_models import OPTIMIZERS, assert_same, fit, in_turn, model, state
+from strategies import strategy_of
 
 import tf_adam_variants as tav
 
@@ -22,7 +23,7 @@ def followed(case, inits, grads, trained, starts):
 
     starts: after how many steps each variable was added; its own steps count from there.
     """
-    terms = dict(case.told)
+    terms = dict(case.oracle_kwargs)
     decay = terms.pop("weight_decay", 0.0) * (1.0 if case.cls is tav.LAMB else RATE)
     weights, slots, history = [w.copy() for w in inits], [{} for _ in inits], []
     for step, (step_grads, indices) in enumerate(zip(grads, trained, strict=True)):
@@ -48,8 +49,7 @@ def assert_same_slots(have, want):
         np.testing.assert_array_equal(have[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "fused graph"])
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "mode"), in_turn(cases.CASES, ["eager", "graph", "fused graph"]))
 def test_variables_are_added_frozen_and_thawed(case, mode):
     phases = [((0, 1), 40), ((0, 1, 2, 3), 3), ((1, 2), 2), ((3, 0), 1), ((0, 1, 2, 3), 2)]
     trained = [indices for indices, steps in phases for _ in range(steps)]
@@ -73,8 +73,9 @@ def test_variables_are_added_frozen_and_thawed(case, mode):
     assert cases.worst(history, want) < 1e-12
 
 
-@pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("case", [cases.CASES[0], cases.CASES[5], cases.CASES[6]], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("mode", "case"), in_turn(cases.MODES, [cases.CASES[0], cases.CASES[5], cases.CASES[6]])
+)
 def test_state_that_is_assigned_is_taken_up(case, mode):
     """Weights, slots and the number of steps, by `assign` and by `set_weights`, in a traced function."""
     inits, grads = cases.problem(3)
@@ -82,7 +83,7 @@ def test_state_that_is_assigned_is_taken_up(case, mode):
     optimizer = case.cls(RATE, **case.terms, **({"weight_decay": 0.25} if case.decays else {}))
     step = cases.apply_in(mode, optimizer, weights)
     step([tf.constant(g) for g in grads[0]])
-    terms = dict(case.told)
+    terms = dict(case.oracle_kwargs)
     decay = terms.pop("weight_decay", 0.0) * (1.0 if case.cls is tav.LAMB else RATE)
     rng = np.random.default_rng(1)
     for t, way in ((8, "assign"), (20, "set_weights")):
@@ -148,7 +149,7 @@ def test_a_frozen_layer_keeps_weights_and_slots(name):
 
 
 @pytest.mark.parametrize("frozen", ["body", "head"])
-@pytest.mark.parametrize("overwrite", [None, 2])
+@pytest.mark.parametrize("overwrite", axes.one_quick([None, 2]))
 def test_averages_of_a_model_with_a_frozen_layer(frozen, overwrite):
     made = model(tav.AdamW(RATE, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=overwrite))
     fit(made)
@@ -217,6 +218,100 @@ def test_exclusions_hold_for_added_variables():
     optimizer.build([kernel, bias, late])
     optimizer.apply([tf.zeros(1)] * 3, [kernel, bias, late])
     assert [float(v[0]) for v in (kernel, bias, late)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_when_variables_were_added_is_state(mode):
+    """One int64 variable per late `build`, which a traced function reads, and `set_weights` sets."""
+    inits, grads = cases.problem(9)
+
+    def optimizer_at(*counts):
+        """An optimizer with one more variable after each count of updates, and its step on all of them."""
+        optimizer, weights = tav.QHAdam(RATE), cases.variables(inits, tf.float64)
+        optimizer.build(weights[:1])
+        for i, count in enumerate(counts, 2):
+            optimizer.iterations.assign(count)
+            optimizer.build(weights[:i])
+        now = weights[: 1 + len(counts)]
+        return optimizer, now, cases.apply_in(mode, optimizer, now)
+
+    def run(step, first, last):
+        for g in grads[first:last]:
+            step([tf.constant(each) for each in g[:3]])
+
+    def values(optimizer):
+        return [v.numpy() for v in optimizer.variables]
+
+    def starts(optimizer):
+        return [(v.dtype, int(v.numpy())) for v in optimizer._added_at.variables]
+
+    assert starts(optimizer_at()[0]) == []
+    one, weights, step = optimizer_at(3, 5)
+    assert starts(one) == [("int64", 3), ("int64", 5)]
+    assert "added_at" not in [v.name for v in one.variables]
+    run(step, 0, 2)
+    other, its_weights, its_step = optimizer_at(1, 4)
+    run(its_step, 0, 1)  # and so traced
+    store = {}
+    for _ in range(2):
+        one.save_own_variables(store)
+        other.load_own_variables(store)
+        assert_same(values(other), values(one))
+        assert starts(other) == starts(one)
+        for copy_of, weight in zip(its_weights, weights, strict=True):
+            copy_of.assign(weight)
+        run(step, 2, 4)
+        run(its_step, 2, 4)
+        assert_same([w.numpy() for w in its_weights], [w.numpy() for w in weights])
+    one.iterations.assign(0)  # less than where they were added: they begin there
+    run(step, 4, 6)
+    assert starts(one) == [("int64", 0), ("int64", 0)]
+    assert all(np.all(np.isfinite(w.numpy())) for w in weights)
+
+
+def test_a_loss_scale_optimizer_keeps_its_state_where_layers_were_added(tmp_path):
+    """It saves `variables` by position, so what a later build adds must not be among them but slots."""
+    made = model(keras.optimizers.LossScaleOptimizer(tav.AdamW(RATE), initial_scale=64.0))
+    freeze(made, "head")
+    fit(made, 1)
+    freeze(made)
+    made.optimizer.inner_optimizer.build(made.trainable_variables)
+    fit(made, 1)
+    made.optimizer.dynamic_scale.assign(7.0)
+    made.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert float(again.optimizer.dynamic_scale.numpy()) == 7.0
+    fit(made, 1)
+    fit(again, 1)
+    assert_same(again.get_weights(), made.get_weights())
+
+
+def test_variables_that_were_added_by_more_calls_than_here():
+    """Loading creates variables for the calls, unless a function that is traced would not read them."""
+    inits, grads = cases.problem(3)
+    one, weights = tav.AdamW(RATE), cases.variables(inits, tf.float64)
+    for end in (2, 3, 4):
+        one.build(weights[:end])
+        one.iterations.assign_add(7)
+    store = {}
+    one.save_own_variables(store)
+    trained = [(one, weights)]
+    for calls in ((4,), (2, 4), (1, 2, 3, 4)):
+        twin, its_weights = tav.AdamW(RATE), cases.variables(inits, tf.float64)
+        for end in calls:
+            twin.build(its_weights[:end])
+        twin.load_own_variables(store)
+        trained.append((twin, its_weights))
+    for optimizer, variables in trained:
+        for g in grads:
+            optimizer.apply([tf.constant(each) for each in g], variables)
+        assert_same([w.numpy() for w in variables], [w.numpy() for w in weights])
+
+    traced, variables = tav.AdamW(RATE), cases.variables(inits, tf.float64)
+    traced.build(variables)
+    cases.apply_in("graph", traced, variables)([tf.constant(each) for each in grads[0]])
+    with pytest.raises(ValueError, match="took variables later than here, and a function"):
+        traced.load_own_variables(store)
 
 
 def test_lora():
@@ -309,7 +404,7 @@ def test_a_checkpoint_goes_by_position(tmp_path):
         other.optimizer.build(other.trainable_variables)
         checkpoint = tf.train.Checkpoint(model=other, optimizer=other.optimizer)
         if in_order:
-            checkpoint.restore(path).assert_consumed()
+            checkpoint.restore(path).assert_consumed()  # with the saved count, in a `build` at another
             fit(made)
             fit(other)
             assert_same(state(other), state(made))
@@ -358,8 +453,10 @@ def inner(made):
     return getattr(made.optimizer, "inner_optimizer", made.optimizer)
 
 
-@pytest.mark.parametrize("before", ["float32", "mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("after", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    in_turn(["float32", "mixed_float16", "mixed_bfloat16"], ["mixed_float16", "mixed_bfloat16", "float32"]),
+)
 def test_state_moves_between_policies(before, after, tmp_path):
     made = mixed(before, tav.QHAdamW(RATE))
     fit(made)
@@ -488,7 +585,7 @@ def check_goes_on(made, tmp_path):
 
 
 @pytest.mark.parametrize("counted", [True, False], ids=["after steps", "before the first step"])
-@pytest.mark.parametrize("wide", [8, 1])
+@pytest.mark.parametrize("wide", axes.one_quick([1, 8]))
 def test_a_tower_that_was_thawed_is_saved(wide, counted, tmp_path):
     made, tower = two_towers(wide)
     tower.trainable = False

@@ -17,7 +17,7 @@ OPTIMIZERS = [
 
 
 class Training:
-    """An optimizer with variables of its own and gradients of its own."""
+    """An optimizer with its variables and gradients."""
 
     def __init__(self, make, mode, seed):
         rng = np.random.default_rng(seed)
@@ -81,8 +81,8 @@ def test_two_optimizers_train_as_alone(mode):
         training.run()
     at_once(*(training.run for training in together))
     for one, other in zip(alone, together, strict=True):
-        for want, have in zip(one.state(), other.state(), strict=True):
-            np.testing.assert_array_equal(have, want)
+        for expected, actual in zip(one.state(), other.state(), strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @MODES
@@ -107,3 +107,39 @@ def test_one_optimizer_in_two_threads_on_different_variables(mode):
     for w in weights:
         np.testing.assert_allclose(w, 1 - 0.125 * STEPS, rtol=1e-6)
     assert STEPS <= int(optimizer.iterations.numpy()) <= 2 * STEPS
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
+def test_lazy_rows_stay_where_two_threads_accumulate_in_one_optimizer(fused):
+    """One thread has a sparse gradient of a table, the other a dense one of another variable.
+
+    Which variables step lazily belongs to a call: kept in the optimizer, the other thread's call would
+    replace it, and the table would take a dense step, which moves all rows.
+    """
+    steps, named = 60, [1, 4]
+    table, other = tf.Variable(tf.ones((8, 3))), tf.Variable(tf.ones(5))
+    optimizer = tav.AdamW(
+        0.125, weight_decay=0.5, sparse_update="lazy", gradient_accumulation_steps=2, fused=fused
+    )
+    optimizer.build([table, other])
+    slots = [v.value for v in optimizer.variables if tuple(v.shape) == (8, 3)]
+
+    def train(start, variable, make_gradient):
+        start.wait()
+        for _ in range(steps):
+            optimizer.apply([make_gradient()], [variable])
+
+    def sparse():
+        return tf.IndexedSlices(tf.ones((2, 3)), tf.constant(named), tf.constant([8, 3]))
+
+    at_once(
+        lambda start: train(start, table, sparse),
+        lambda start: train(start, other, lambda: tf.ones(5)),
+    )
+    others = [row for row in range(8) if row not in named]
+    assert len(slots) == 3  # two moments and the accumulated gradient
+    np.testing.assert_array_equal(table.numpy()[others], 1.0)
+    for slot in slots:
+        np.testing.assert_array_equal(slot.numpy()[others], 0.0)
+    assert np.all(table.numpy()[named] < 1.0)
+    assert np.all(other.numpy() < 1.0)

@@ -1,4 +1,4 @@
-"""Weight decay that means what it says: the modes, the peak, and who is excluded."""
+"""Weight decay that means what it says: the modes and the peak."""
 
 import cases
 import keras
@@ -8,11 +8,13 @@ import tensorflow as tf
 
 import tf_adam_variants as tav
 
-CLASSES = [tav.AdamW, tav.QHAdamW]
+DECOUPLED = pytest.mark.parametrize("cls", [tav.AdamW, tav.QHAdamW])
+
+
 schedules = keras.optimizers.schedules
 
 
-def decay_applied(optimizer, steps, between=lambda step: None):
+def measure_decay(optimizer, steps, between=lambda step: None):
     """The share of a weight that each step takes off: a zero gradient leaves the decay alone."""
     weights = tf.Variable([1.0, -2.0], dtype=tf.float64)
     optimizer.build([weights])
@@ -25,49 +27,49 @@ def decay_applied(optimizer, steps, between=lambda step: None):
     return np.array(shares)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@DECOUPLED
 def test_learning_rate_mode_scales_with_the_rate(cls):
-    shares = decay_applied(cls(0.25, weight_decay=0.125), 1)
+    shares = measure_decay(cls(0.25, weight_decay=0.125), 1)
     np.testing.assert_allclose(shares, 0.25 * 0.125, rtol=1e-13)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@DECOUPLED
 def test_independent_mode_is_the_decay_itself(cls):
-    shares = decay_applied(cls(0.25, weight_decay=0.125, weight_decay_mode="independent"), 1)
+    shares = measure_decay(cls(0.25, weight_decay=0.125, weight_decay_mode="independent"), 1)
     np.testing.assert_allclose(shares, 0.125, rtol=1e-13)
 
 
 @pytest.mark.parametrize("rate", [1e-3, 3e-3, 0.25])
-@pytest.mark.parametrize("cls", CLASSES)
+@DECOUPLED
 def test_schedule_mode_leaves_the_decay_alone_when_the_rate_is_another(cls, rate):
     """Tuning the learning rate does not tune the decay, and at the peak the factor is exactly 1."""
-    shares = decay_applied(cls(rate, weight_decay=0.125, weight_decay_mode="schedule"), 3)
+    shares = measure_decay(cls(rate, weight_decay=0.125, weight_decay_mode="schedule"), 3)
     np.testing.assert_allclose(shares, 0.125, rtol=1e-13)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@DECOUPLED
 def test_schedule_mode_follows_a_schedule_with_warm_up(cls):
     def shares(peak):
         schedule = schedules.CosineDecay(0.0, decay_steps=6, warmup_target=peak, warmup_steps=3)
         optimizer = cls(schedule, weight_decay=0.125, weight_decay_mode="schedule")
-        return decay_applied(optimizer, 9)
+        return measure_decay(optimizer, 9)
 
     np.testing.assert_allclose(shares(1e-3), shares(0.7), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(shares(1e-3)[:4], 0.125 * np.array([0, 1 / 3, 2 / 3, 1]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@DECOUPLED
 def test_schedule_mode_follows_the_rate_when_it_is_set_later(cls):
     optimizer = cls(0.25, weight_decay=0.125, weight_decay_mode="schedule")
 
     def halve(step):
         optimizer.learning_rate = 0.25 * 0.5**step
 
-    np.testing.assert_allclose(decay_applied(optimizer, 3, halve), [0.125, 0.0625, 0.03125], rtol=1e-13)
+    np.testing.assert_allclose(measure_decay(optimizer, 3, halve), [0.125, 0.0625, 0.03125], rtol=1e-13)
     again = cls.from_config(optimizer.get_config())
     assert float(again.learning_rate) == 0.0625
     assert again.peak_learning_rate == 0.25
-    np.testing.assert_allclose(decay_applied(again, 1), 0.03125, rtol=1e-13)
+    np.testing.assert_allclose(measure_decay(again, 1), 0.03125, rtol=1e-13)
 
 
 PEAKS = [
@@ -98,64 +100,7 @@ def test_an_unknown_peak_is_an_error_that_names_the_argument(rate):
         tav.QHAdamW(rate, weight_decay_mode="schedule")
     optimizer = tav.QHAdamW(rate, weight_decay_mode="schedule", peak_learning_rate=0.5, weight_decay=0.125)
     np.testing.assert_allclose(
-        decay_applied(optimizer, 1), 0.0 if "Warmup" in type(rate).__name__ else 0.125, rtol=1e-13
-    )
-
-
-def test_keras_variables_are_excluded_by_path():
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(2, name="head"), keras.layers.LayerNormalization(name="norm")]
-    )
-    optimizer = tav.AdamW(
-        0.5, weight_decay=0.5, exclude_from_weight_decay=["head/bias$", "^sequential/norm/", "unmatched"]
-    )
-    optimizer.exclude_from_weight_decay(var_names=["also_unmatched"])
-    weights = model.trainable_variables
-    for weight in weights:
-        weight.assign(tf.ones(weight.shape))
-    optimizer.apply([tf.zeros(w.shape) for w in weights], weights)
-    kept = {w.path.removeprefix("sequential/"): bool(np.all(w.numpy() == 1)) for w in weights}
-    assert kept == {"head/kernel": False, "head/bias": True, "norm/gamma": True, "norm/beta": True}
-
-
-def test_a_method_s_list_of_variables_excludes_just_those():
-    weights = [tf.Variable([1.0], name="a"), tf.Variable([1.0], name="ab"), tf.Variable([1.0], name="a.")]
-    optimizer = tav.QHAdamW(0.5, weight_decay=0.5)
-    optimizer.exclude_from_weight_decay(var_list=[weights[2]])
-    optimizer.apply([tf.zeros(1)] * 3, weights)
-    assert [float(w[0]) for w in weights] == [0.75, 0.75, 1.0]
-
-
-def test_a_second_call_of_the_method_replaces_the_first_and_the_list_stays():
-    optimizer = tav.LAMB(exclude_from_weight_decay=["bias"])
-    optimizer.exclude_from_weight_decay(var_names=["gamma"])
-    optimizer.exclude_from_weight_decay(var_names=["beta"])
-    assert optimizer.get_config()["exclude_from_weight_decay"] == ["bias", "beta"]
-
-
-def test_the_late_call_raises():
-    optimizer = tav.AdamW()
-    optimizer.build([tf.Variable([1.0])])
-    with pytest.raises(ValueError, match="before adamw is built"):
-        optimizer.exclude_from_weight_decay(var_names=["bias"])
-
-
-@pytest.mark.parametrize(
-    ("layers", "adapted"),
-    [(None, [True, False, False, True]), ([], [True] * 4), (["kernel"], [False, True, True, False])],
-)
-def test_lamb_s_layer_exclusions(layers, adapted):
-    """None: those without decay; []: none of them."""
-    arguments = {"weight_decay": 0.25, "epsilon": 1e-6, "beta_1": 0.9, "beta_2": 0.999}
-    optimizer = tav.LAMB(
-        0.125, exclude_from_weight_decay=["bias", "norm"], exclude_from_layer_adaptation=layers, **arguments
-    )
-    inits, grads = cases.problem(5)
-    history = cases.run("graph", optimizer, inits, grads)
-    decayed = [True, False, False, True]
-    told = {"decayed": decayed, "adapted": adapted} | arguments
-    assert (
-        cases.worst(history, cases.oracle.train(cases.oracle.lamb, inits, grads, [0.125] * 5, **told)) < 1e-12
+        measure_decay(optimizer, 1), 0.0 if "Warmup" in type(rate).__name__ else 0.125, rtol=1e-13
     )
 
 

@@ -22,9 +22,9 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from tf_adam_variants import callbacks, converters, fused, schedules
-from tf_adam_variants._registration import register as _register
 from tf_adam_variants.adamw import AdamW
 from tf_adam_variants.lamb import LAMB
+from tf_adam_variants.optimizer.variant import register_short_names as _register
 from tf_adam_variants.qhadam import QHAdam
 from tf_adam_variants.qhadamw import QHAdamW
 

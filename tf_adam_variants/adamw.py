@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from tf_adam_variants._arguments import Common
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._update import Update
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.optimizer.arguments import Common
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 
 @variant
@@ -24,8 +24,8 @@ class AdamW(AdamVariant):
         {{beta_1}}
         {{beta_2}}
         {{epsilon}}
-        amsgrad: bool. True: v^ is made from the largest v so far (Reddi et al., 2018), which is kept in a
-            slot "velocity_hat".
+        amsgrad: bool. True: v^ uses the largest v so far (Reddi et al., 2018), which the slot
+            "velocity_hat" holds.
         {{weight_decay_mode}}
         {{peak_learning_rate}}
         {{common}}
@@ -34,8 +34,8 @@ class AdamW(AdamVariant):
 
     {{raises}}
 
-    A checkpoint written with `keras.optimizers.Adam` or `AdamW` restores into it. "adamw" stays the name of
-    Keras's class; by name this one is "tf_adam_variants>AdamW".
+    A checkpoint written by `keras.optimizers.Adam` or `AdamW` restores into this class. Its name is
+    "tf_adam_variants>AdamW"; "adamw" is the name of Keras's class.
 
     Example:
         ```pycon
@@ -64,7 +64,7 @@ class AdamW(AdamVariant):
         peak_learning_rate: float | None = None,
         **common: Unpack[Common],
     ) -> None:
-        update = Update(
+        hyperparameters = Hyperparameters(
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
@@ -73,4 +73,4 @@ class AdamW(AdamVariant):
             weight_decay_mode=weight_decay_mode,
             peak_learning_rate=peak_learning_rate,
         )
-        super().__init__(update, learning_rate, **common)
+        super().__init__(hyperparameters, learning_rate, **common)

@@ -1,26 +1,28 @@
-"""LAMB: Adam's direction with a step length of its own for every layer."""
+"""LAMB: Adam's direction with one step length per variable."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from tf_adam_variants._arguments import Common
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._update import Update
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.optimizer.arguments import Common
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 
 @variant
 class LAMB(AdamVariant):
-    """Adam's direction with a step length of its own for every variable, for large batches.
+    """Adam's direction with one step length per variable, for large batches.
 
         m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
         m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
         u  = m^ / (sqrt(v^) + epsilon) + l w
-        r  = |w| / |u|, 1 where either norm is 0,
-             clipped to [trust_ratio_min, trust_ratio_max]
+        r  = |w| / |u|
         w <- w - learning_rate r u
+
+    The trust ratio r is 1 if either norm is 0; `trust_ratio_min` and `trust_ratio_max` then bound it.
+    Excluded variables always have r = 1.
 
     Args:
         {{learning_rate}}
@@ -28,19 +30,18 @@ class LAMB(AdamVariant):
         {{beta_1}}
         {{beta_2}}
         {{epsilon}}
-        exclude_from_layer_adaptation: list of regular expressions, searched as those of
-            `exclude_from_weight_decay`: r = 1 for the variables that match. None: for those that do not
-            decay; []: for none.
+        exclude_from_layer_adaptation: list of regular expressions or None: r = 1 for the variables that
+            match, as for `exclude_from_weight_decay`. None: for the variables that do not decay. []: for
+            no variable.
         bias_correction: bool. False: m^ = m and v^ = v.
         grad_averaging: bool. False: m <- beta_1 m + g.
-        trust_ratio_min: float >= 0 or None, the least r.
-        trust_ratio_max: float >= trust_ratio_min or None, the largest r.
+        trust_ratio_min: float >= 0 or None, the lower bound of r.
+        trust_ratio_max: float >= trust_ratio_min or None, the upper bound of r.
         {{common}}
 
-    Norms are taken over the whole variable, in the type of its moments, or in float64 by the compiled op.
-    With sparse_update="lazy" they are taken over the rows that the gradient names: u is not defined
-    elsewhere, and against |w| of the whole table the step would grow with the number of rows that are not in
-    the batch.
+    Norms are over the whole variable, in the type of its moments, or in float64 in the fused kernels. With
+    sparse_update="lazy" they are over the rows present in the gradient: u is not defined for other rows, and
+    with |w| of the whole table the step would grow with the number of rows outside the batch.
 
     {{types}}
 
@@ -75,7 +76,7 @@ class LAMB(AdamVariant):
         trust_ratio_max: float | None = None,
         **common: Unpack[Common],
     ) -> None:
-        update = Update(
+        hyperparameters = Hyperparameters(
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
@@ -87,5 +88,8 @@ class LAMB(AdamVariant):
             trust_ratio_max=trust_ratio_max,
         )
         super().__init__(
-            update, learning_rate, exclude_from_layer_adaptation=exclude_from_layer_adaptation, **common
+            hyperparameters,
+            learning_rate,
+            exclude_from_layer_adaptation=exclude_from_layer_adaptation,
+            **common,
         )

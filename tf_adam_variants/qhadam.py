@@ -1,25 +1,25 @@
-"""QHAdam: Adam whose two moments are each averaged with the gradient itself."""
+"""QHAdam: Adam with each moment averaged with the gradient."""
 
 from __future__ import annotations
 
 from typing import Any, Unpack
 
-from tf_adam_variants._arguments import Common
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._update import Update
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.optimizer.arguments import Common
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 
 @variant
 class QHAdam(AdamVariant):
-    """Quasi-hyperbolic Adam: each moment is averaged once more with the gradient itself.
+    """Quasi-hyperbolic Adam: Adam with each moment averaged with the gradient.
 
         m <- beta_1 m + (1 - beta_1) g              v <- beta_2 v + (1 - beta_2) g^2
         m^ = m / (1 - beta_1^t)                     v^ = v / (1 - beta_2^t)
         w <- w - learning_rate ((1 - nu_1) g + nu_1 m^) / (sqrt((1 - nu_2) g^2 + nu_2 v^) + epsilon)
 
-    nu_1 = nu_2 = 1 is Adam, nu_1 = 0 RMSprop, nu_1 = beta_1 NAdam (`converters.from_nadam`). There is no
-    weight decay: `exclude_from_weight_decay` is taken so that one set of arguments serves `QHAdamW` too.
+    nu_1 = nu_2 = 1 is Adam, nu_1 = 0 is RMSprop, nu_1 = beta_1 is NAdam (`converters.from_nadam`). QHAdam has
+    no weight decay. It accepts `exclude_from_weight_decay` so that the same arguments work for `QHAdamW`.
 
     Args:
         {{learning_rate}}
@@ -58,5 +58,5 @@ class QHAdam(AdamVariant):
         epsilon: float = 1e-8,
         **common: Unpack[Common],
     ) -> None:
-        update = Update(beta_1=beta_1, beta_2=beta_2, nu_1=nu_1, nu_2=nu_2, epsilon=epsilon)
-        super().__init__(update, learning_rate, **common)
+        hyperparameters = Hyperparameters(beta_1=beta_1, beta_2=beta_2, nu_1=nu_1, nu_2=nu_2, epsilon=epsilon)
+        super().__init__(hyperparameters, learning_rate, **common)

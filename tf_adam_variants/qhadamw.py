@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from tf_adam_variants._arguments import Common
-from tf_adam_variants._declaration import variant
-from tf_adam_variants._optimizer import AdamVariant
-from tf_adam_variants._update import Update
+from tf_adam_variants.engines.hyperparameters import Hyperparameters
+from tf_adam_variants.optimizer.arguments import Common
+from tf_adam_variants.optimizer.base import AdamVariant
+from tf_adam_variants.optimizer.variant import variant
 
 
 @variant
@@ -66,7 +66,7 @@ class QHAdamW(AdamVariant):
         peak_learning_rate: float | None = None,
         **common: Unpack[Common],
     ) -> None:
-        update = Update(
+        hyperparameters = Hyperparameters(
             beta_1=beta_1,
             beta_2=beta_2,
             nu_1=nu_1,
@@ -76,4 +76,4 @@ class QHAdamW(AdamVariant):
             weight_decay_mode=weight_decay_mode,
             peak_learning_rate=peak_learning_rate,
         )
-        super().__init__(update, learning_rate, **common)
+        super().__init__(hyperparameters, learning_rate, **common)

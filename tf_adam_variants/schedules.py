@@ -1,4 +1,4 @@
-"""Learning rate schedules for the optimizers of this package, and of Keras."""
+"""Learning rate schedules for the optimizers of this package and of Keras."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _arguments, _peak
+from tf_adam_variants.engines.hyperparameters import peak_of
+from tf_adam_variants.utils import checks
 
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
 class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
     """Gradual warm-up in front of a learning rate or of any schedule.
 
-    During the first `warmup_steps` steps the learning rate goes in a straight line from
-    `initial_learning_rate` to the schedule's own, and from then on it is the schedule's:
+    During the first `warmup_steps` steps the learning rate moves linearly from `initial_learning_rate` to
+    the rate of the schedule. After that it is the rate of the schedule:
 
         f    = min(step / warmup_steps, 1)
         rate = (1 - f) initial_learning_rate + f schedule(step)
 
     Args:
-        schedule: float, or a `keras.optimizers.schedules.LearningRateSchedule`: the rate without warm-up.
+        schedule: float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`, the rate without warm-up.
         warmup_steps: int > 0, in optimizer steps.
-        initial_learning_rate: float >= 0, the rate of step 0. With n workers and a rate n times the
-            one for a single worker, Goyal et al. begin at the single worker's rate.
-        shift_schedule: False: the schedule counts steps from the beginning of training, as in the
-            paper, where "a tenth from epoch 30 on" includes the 5 epochs of warm-up. True: its step 0
-            is the end of the warm-up.
+        initial_learning_rate: float >= 0, the rate of step 0. With n workers, Goyal et al. start at the
+            rate of a single worker and end at n times that rate.
+        shift_schedule: bool. False: the schedule counts steps from the start of training, as in the paper,
+            where "a tenth from epoch 30 on" includes the 5 epochs of warm-up. True: the schedule starts
+            when the warm-up ends.
         name: str.
 
     Raises:
-        ValueError: on an argument outside its range.
+        ValueError: if an argument is outside its range.
 
-    The rate of `weight_decay_mode="schedule"` is relative to `warmup_target`: the float, or what the
-    schedule begins with.
+    `weight_decay_mode="schedule"` divides the rate by `warmup_target`: the float, or the first rate of the
+    schedule.
 
     Example:
         ```pycon
@@ -62,26 +63,26 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
     ) -> None:
         super().__init__()
         if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            _arguments.no_class("schedule", schedule)
-            schedule = _arguments.nonnegative(
+            checks.check_no_class("schedule", schedule)
+            schedule = checks.check_nonnegative(
                 "schedule", schedule, "a finite number >= 0 or a LearningRateSchedule"
             )
         self.schedule = schedule
-        self.warmup_steps = _arguments.count("warmup_steps", warmup_steps, least=1)
-        self.initial_learning_rate = _arguments.nonnegative("initial_learning_rate", initial_learning_rate)
-        self.shift_schedule = _arguments.flag("shift_schedule", shift_schedule)
+        self.warmup_steps = checks.check_int("warmup_steps", warmup_steps, least=1)
+        self.initial_learning_rate = checks.check_nonnegative("initial_learning_rate", initial_learning_rate)
+        self.shift_schedule = checks.check_bool("shift_schedule", shift_schedule)
         self.name = name
 
     @property
     def warmup_target(self) -> float | None:
-        """The rate that the warm-up leads to; None where the schedule does not have it."""
-        return _peak.of(self.schedule)
+        """The rate at the end of the warm-up; None if the schedule does not name it."""
+        return peak_of(self.schedule)
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of a step, counted from 0."""
         with tf.name_scope(self.name):
             dtype = keras.config.floatx()
-            # In float64, where every step is exact.
+            # float64 holds every step count exactly.
             step = tf.cast(step, tf.float64)
             target = self.schedule
             if callable(target):

@@ -1,4 +1,4 @@
-"""The compiled op: one pass over a model's variables instead of many. It is optional, and built by
+"""The fused kernels: one pass over a model's variables instead of many. They are optional. To build them:
 
 python -m tf_adam_variants.fused build
 """
@@ -8,7 +8,7 @@ from tf_adam_variants.fused._split_step import split_step as split_step
 
 
 def is_available() -> bool:
-    """Whether the compiled op is built and can be loaded; it is loaded by this.
+    """Load the fused kernels. Return whether they are built and can be loaded.
 
     Examples:
         >>> is_available() in (True, False)
@@ -18,7 +18,7 @@ def is_available() -> bool:
 
 
 def status() -> str:
-    """What there is of the compiled op and how it was built, or why it cannot be used; a line each.
+    """Describe the fused kernels, a line per fact: how they were built, or why they cannot be used.
 
     Examples:
         >>> print(status())  # doctest: +ELLIPSIS
@@ -32,7 +32,7 @@ def status() -> str:
 
     from tf_adam_variants.fused import _build
 
-    ops, library, build, reason = _library.found()
+    ops, library, build, reason = _library.find_library()
     lines = {"available": "yes" if ops else f"no. {reason}"}
     if build is not None:
         instruction_set = ctypes.CDLL(str(library)).tfav_instruction_set

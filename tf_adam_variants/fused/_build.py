@@ -1,4 +1,4 @@
-"""Compile the library with this machine's C++ compiler, for the TensorFlow that is installed."""
+"""Compile the fused kernels with this machine's C++ compiler, for the TensorFlow that is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ _TRY = (
 
 
 class BuildError(RuntimeError):
-    """The library cannot be built. The message says why."""
+    """The fused kernels cannot be built. The message says why."""
 
 
 def compiler() -> list[str]:
@@ -64,7 +64,7 @@ class Cuda(NamedTuple):
 
     @property
     def flags(self) -> list[str]:
-        """Machine code for each architecture, and code that later ones compile for themselves."""
+        """Flags for machine code of each architecture, and for PTX, which later GPUs compile."""
         codes = [f"arch=compute_{a},code=sm_{a}" for a in self.architectures]
         newest = self.architectures[-1]
         codes.append(f"arch=compute_{newest},code=compute_{newest}")
@@ -73,10 +73,10 @@ class Cuda(NamedTuple):
 
 
 def cuda_compiler(command: Sequence[str], architectures: Sequence[str] = CUDA_ARCHITECTURES) -> Cuda | str:
-    """How kernels for these architectures are compiled, or why they cannot be.
+    """Find out how to compile kernels for these architectures, or why that is not possible.
 
     Args:
-        command: the C++ compiler, which nvcc needs for the host's part.
+        command: the C++ compiler, which nvcc needs for host code.
         architectures: compute capabilities without the dot.
     """
     home = next(
@@ -100,110 +100,138 @@ def cuda_compiler(command: Sequence[str], architectures: Sequence[str] = CUDA_AR
 
 
 def version(command: Sequence[str]) -> str:
-    """How a compiler introduces itself."""
+    """The first line of what a compiler prints for --version."""
     return _run([*command, "--version"]).partition("\n")[0]
 
 
 def build(force: bool = False, cuda: bool = True, architectures: Sequence[str] = ()) -> Path:
-    """Build the library into the cache, unless it is there, and print what is done.
+    """Build the library into the cache, unless it is there, and print the progress.
 
     Args:
         force: whether to build it even if it is there.
         cuda: whether to compile the kernels for GPUs too, where there is nvcc.
-        architectures: for which ones: compute capabilities without the dot. Given, they are insisted on.
+        architectures: the GPUs to build for, as compute capabilities without the dot. If they are given, a
+            build without kernels for GPUs is an error.
 
     Returns:
-        Its folder.
+        The folder of the library.
 
     Raises:
-        BuildError: there is no compiler, no nvcc where there are architectures, one of them failed, or what
-            they made cannot be loaded.
+        BuildError: there is no compiler, no nvcc where there are architectures, a compiler failed, or the
+            library cannot be loaded.
     """
     begin = time.monotonic()
 
     def report(text: str) -> None:
         print(f"{time.monotonic() - begin:6.1f} s  {text}", flush=True)
 
-    command = compiler()
-    built_by = version(command)
-    kernels = cuda_compiler(command, architectures or CUDA_ARCHITECTURES) if cuda else "--no-cuda"
-    if architectures and not isinstance(kernels, Cuda):
-        raise BuildError(f"Kernels for the GPUs {', '.join(architectures)} cannot be compiled: {kernels}")
-    units = _units(command)
-    link, libraries = [*command, *_LINK], [*tf.sysconfig.get_link_flags()]
-    if isinstance(kernels, Cuda):
-        units = _cuda_units(command, kernels) + units
-        link, libraries = [*kernels.nvcc, *_CUDA_LINK], [*_CUDA_RUNTIME, *libraries]
-    made_by = [*([unit.source, *unit.flags] for unit in units), [*link, *libraries]]
-    flags = "; ".join(shlex.join(words) for words in made_by)
-    flags = flags.replace(tf.sysconfig.get_lib(), "TENSORFLOW")  # the same for all virtual environments
-    sources = _library.source_hash()
-    key = hashlib.sha256("\n".join([built_by, sysconfig.get_platform(), flags, sources]).encode()).hexdigest()
-    folder = _cache.folder_of(key)
-    if not force and _cache.fits(folder):
+    plan = _make_plan(cuda, architectures)
+    sources = _library.hash_sources()
+    folder = _cache.folder_of(plan.hash_with(sources))
+    if not force and _cache.is_usable(folder):
         os.utime(folder)  # the newest is the one that is used
         print(f"Already built: {folder / _library.NAME} (--force builds it anew)")
         return folder
 
-    gpu_kernels = str(kernels) if isinstance(kernels, Cuda) else f"none ({kernels})"
     print(
-        f"TensorFlow {tf.__version__}, {built_by}, kernels for GPUs: {gpu_kernels}, "
+        f"TensorFlow {tf.__version__}, {plan.compiler}, kernels for GPUs: {plan.cuda}, "
         f"sources in {_library.sources()}",
         flush=True,
     )
-    with _scratch() as scratch:
-        made = Path(scratch, "made")
-        made.mkdir()
-
-        def compile_one(number: int) -> str:
-            unit = units[number]
-            target = str(Path(scratch, f"{number}.o"))
-            try:
-                _run([*unit.compiler, *unit.flags, "-c", str(_library.sources() / unit.source), "-o", target])
-            except BuildError as error:
-                without = "\n--no-cuda builds without kernels for GPUs" if unit.source.endswith(".cu") else ""
-                raise BuildError(f"{error}{without}") from None
-            report(" ".join([unit.source, *(flag for flag in unit.flags if flag.startswith("-DTFAV_SET"))]))
-            return target
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, range(len(units))))
-        if _library.source_hash() != sources:
+    with _make_scratch() as scratch:
+        built = Path(scratch, "built")
+        built.mkdir()
+        objects = _compile(plan.units, Path(scratch), report)
+        if _library.hash_sources() != sources:
             raise BuildError(f"The sources in {_library.sources()} have changed while they were compiled")
-        library = made / _library.NAME
-        _run([*link, *objects, *libraries, "-o", str(library)])
+        library = built / _library.NAME
+        _run([*plan.link, *objects, *plan.libraries, "-o", str(library)])
         report("linked")
-        _run([sys.executable, "-c", _TRY, str(library), *_library.OPS])  # it may crash, and not this process
+        _run([sys.executable, "-c", _TRY, str(library), *_library.OPS])  # a crash ends only that process
         report("loaded by a new process")
-        size, digest = _library.fingerprint(library)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        description = _library.Build(
+        manifest = _library.Build(
             tensorflow=tf.__version__,
             platform=sysconfig.get_platform(),
             sources=sources,
-            size=size,
-            sha256=digest,
-            compiler=built_by,
-            flags=flags,
-            time=now,
-            cuda=gpu_kernels,
+            sha256=_library.hash_file(library),
+            compiler=plan.compiler,
+            flags=plan.flags,
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            cuda=plan.cuda,
         )
-        (made / "build.json").write_text(json.dumps(description._asdict(), indent=2) + "\n")
-        _cache.put(made, folder, force)
+        (built / "build.json").write_text(json.dumps(manifest._asdict(), indent=2) + "\n")
+        _cache.install(built, folder, force)
     report(str(folder / _library.NAME))
     return folder
 
 
 class _Unit(NamedTuple):
-    """What is compiled at once."""
+    """A source file and how to compile it."""
 
     compiler: Sequence[str]
     source: str
     flags: list[str]
 
 
+class _Plan(NamedTuple):
+    """The commands of a build."""
+
+    compiler: str  # its version
+    cuda: str  # the architectures of the kernels for GPUs, or why there are none
+    units: list[_Unit]
+    link: list[str]
+    libraries: list[str]
+
+    @property
+    def flags(self) -> str:
+        """All flags, the same in all virtual environments."""
+        commands = [*([unit.source, *unit.flags] for unit in self.units), [*self.link, *self.libraries]]
+        flags = "; ".join(shlex.join(words) for words in commands)
+        return flags.replace(tf.sysconfig.get_lib(), "TENSORFLOW")
+
+    def hash_with(self, sources: str) -> str:
+        """Hash everything that a library of these sources depends on."""
+        key = [self.compiler, sysconfig.get_platform(), self.flags, sources]
+        return hashlib.sha256("\n".join(key).encode()).hexdigest()
+
+
+def _make_plan(cuda: bool, architectures: Sequence[str]) -> _Plan:
+    command = compiler()
+    kernels = cuda_compiler(command, architectures or CUDA_ARCHITECTURES) if cuda else "--no-cuda"
+    units, libraries = _units(command), [*tf.sysconfig.get_link_flags()]
+    if isinstance(kernels, Cuda):
+        return _Plan(
+            version(command),
+            str(kernels),
+            _cuda_units(command, kernels) + units,
+            [*kernels.nvcc, *_CUDA_LINK],
+            [*_CUDA_RUNTIME, *libraries],
+        )
+    if architectures:
+        raise BuildError(f"Kernels for the GPUs {', '.join(architectures)} cannot be compiled: {kernels}")
+    return _Plan(version(command), f"none ({kernels})", units, [*command, *_LINK], libraries)
+
+
+def _compile(units: Sequence[_Unit], folder: Path, report: Callable[[str], None]) -> list[str]:
+    """Compile all units at once. Return the object files."""
+
+    def compile_one(number: int) -> str:
+        unit = units[number]
+        target = str(folder / f"{number}.o")
+        try:
+            _run([*unit.compiler, *unit.flags, "-c", str(_library.sources() / unit.source), "-o", target])
+        except BuildError as error:
+            without = "\n--no-cuda builds without kernels for GPUs" if unit.source.endswith(".cu") else ""
+            raise BuildError(f"{error}{without}") from None
+        report(" ".join([unit.source, *(flag for flag in unit.flags if flag.startswith("-DTFAV_SET"))]))
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, range(len(units))))
+
+
 def _units(command: Sequence[str]) -> list[_Unit]:
-    """The slowest first."""
+    """The units for CPUs, the slowest first."""
     levels: dict[str, list[str]] = {"baseline": []}
     if platform.machine() == "x86_64":
         levels = {"baseline": ["-march=x86-64"]}
@@ -227,7 +255,7 @@ def _cuda_units(command: Sequence[str], cuda: Cuda) -> list[_Unit]:
     return [
         _Unit(cuda.nvcc, "gpu_sparse.cu", cuda.flags),
         _Unit(cuda.nvcc, "gpu_dense.cu", cuda.flags),
-        _Unit(cuda.nvcc, "gpu_scalars.cu", cuda.flags),
+        _Unit(cuda.nvcc, "gpu_coefficients.cu", cuda.flags),
         _Unit(command, "gpu_ops.cc", _with_tensorflow()),
     ]
 
@@ -239,17 +267,17 @@ def _with_tensorflow() -> list[str]:
 
 
 def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = done.stdout.decode(errors="replace")
-    if done.returncode != 0:
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = process.stdout.decode(errors="replace")
+    if process.returncode != 0:
         end = "\n".join(output.splitlines()[-30:])
-        raise BuildError(f"Exit status {done.returncode} of\n  {shlex.join(command)}\n{end}")
+        raise BuildError(f"Exit status {process.returncode} of\n  {shlex.join(command)}\n{end}")
     return output
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def _make_scratch() -> tempfile.TemporaryDirectory[str]:
     try:
-        return _cache.scratch()
+        return _cache.make_scratch()
     except ValueError as error:
         raise BuildError(f"What is built there would not be loaded: {error}") from error
     except OSError as error:

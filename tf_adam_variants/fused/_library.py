@@ -1,13 +1,12 @@
-"""The compiled library: where it may be, whether it fits, and loading it once.
+"""The library of the fused kernels: find it, check that it fits, and load it once.
 
-A library is a folder with a shared object and a `build.json` that describes how it was made. Nothing is read
-before `load()` is called, and nothing is loaded that is damaged, was built for another TensorFlow or from
-other sources, or lies in the cache where somebody else can write.
+A library is a folder with a shared object and a `build.json` that says how it was built. Nothing is read
+before `load()` is called. A library is not loaded if it is damaged, if it was built for another TensorFlow or
+from other sources, or if somebody else can write the cache.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -23,7 +22,7 @@ import tensorflow as tf
 
 NAME = "tf_adam_variants_ops.so"
 OPS = tuple(
-    f"tf_adam_variants_{name}" for name in ("dense_step", "sparse_step", "squared_norm", "step_scalars")
+    f"tf_adam_variants_{name}" for name in ("dense_step", "sparse_step", "squared_norm", "coefficients")
 )
 
 _HERE = Path(__file__).parent
@@ -31,12 +30,11 @@ _lock = threading.Lock()
 
 
 class Build(NamedTuple):
-    """What build.json holds."""
+    """What build.json says of a library."""
 
     tensorflow: str
     platform: str
     sources: str
-    size: int
     sha256: str
     compiler: str
     flags: str
@@ -45,7 +43,7 @@ class Build(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search came to: a library that is loaded, or the reason why there is none."""
+    """The result of a search: a library that is loaded, or the reason why there is none."""
 
     ops: Any = None
     library: Path | None = None
@@ -54,17 +52,17 @@ class Found(NamedTuple):
 
 
 def load() -> Any:
-    """The module of the ops, or None where there is no library that can be used."""
-    return found().ops
+    """The module of the fused kernels, or None where no library can be used."""
+    return find_library().ops
 
 
 def reason() -> str:
     """Why `load()` returns None and what to do about it; '' where it does not."""
-    return found().reason
+    return find_library().reason
 
 
 def gpu_reason() -> str:
-    """Why the ops cannot run on the GPUs that TensorFlow uses; '' where they can."""
+    """Why the fused kernels cannot run on the GPUs that TensorFlow uses; '' where they can."""
     # "/physical_device:GPU:1" is CUDA's number 1, also where TensorFlow is shown no other.
     devices = [int(device.name.rpartition(":")[2]) for device in tf.config.get_visible_devices("GPU")]
     if not devices and tf.config.list_physical_devices("GPU"):
@@ -74,8 +72,8 @@ def gpu_reason() -> str:
 
 @functools.cache
 def _gpu_reason(devices: tuple[int, ...]) -> str:
-    """The same of these devices of CUDA. To ask one takes some of its memory: no other is asked."""
-    _, library, build, reason = found()
+    """Why the fused kernels cannot run on these CUDA devices. Asking a device takes some of its memory."""
+    _, library, build, reason = find_library()
     if library is None or build is None:
         return reason
     functions = ctypes.CDLL(str(library))
@@ -92,10 +90,10 @@ def _gpu_reason(devices: tuple[int, ...]) -> str:
     return ""
 
 
-def found() -> Found:
-    """The library of this process, searched for at the first call."""
+def find_library() -> Found:
+    """Find and load the library of this process. The first call searches."""
     with _lock:
-        return _found()
+        return _search()
 
 
 def sources() -> Path:
@@ -104,8 +102,8 @@ def sources() -> Path:
     return inside if inside.is_dir() else _HERE.parents[1] / "custom_ops"
 
 
-def source_hash() -> str:
-    """A hash of the C++ sources."""
+def hash_sources() -> str:
+    """Hash the C++ sources."""
     digest = hashlib.sha256()
     for file in sorted(sources().iterdir()):
         if file.suffix in (".h", ".cc", ".cu"):
@@ -114,52 +112,42 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def fingerprint(library: Path) -> tuple[int, str]:
-    """A file's size and hash."""
-    contents = library.read_bytes()
-    return len(contents), hashlib.sha256(contents).hexdigest()
+def hash_file(path: Path) -> str:
+    """Hash a file's contents."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def cache() -> Path:
-    """The folder of the libraries that were built on this machine, each in a folder of its own."""
+    """The folder with the libraries that were built on this machine, a subfolder each."""
     if chosen := os.environ.get("TF_ADAM_VARIANTS_CACHE"):
         return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "tf_adam_variants"
 
 
 def check_nobody_else_writes(path: Path) -> None:
-    """Raise a ValueError where somebody but this user and root may have written a file or folder."""
-    found, user = path.stat(), os.geteuid()
-    if found.st_uid not in (0, user):
+    """Raise a ValueError where somebody but this user and root can write a folder."""
+    status, user = path.stat(), os.geteuid()
+    if status.st_uid not in (0, user):
         raise ValueError(
-            f"{path} belongs to user {found.st_uid}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE "
+            f"{path} belongs to user {status.st_uid}, and this is user {user}. Set TF_ADAM_VARIANTS_CACHE "
             "to a folder of your own, and build there"
         )
-    mode = stat.S_IMODE(found.st_mode)
+    mode = stat.S_IMODE(status.st_mode)
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ValueError(f"others may write {path} (mode {mode:o}). `chmod go-w {path}` ends that")
 
 
-def checked(folder: Path) -> Build:
-    """The description of the library in this folder. ValueError unless it fits, is whole, and is the user's.
-
-    It is not asked whose a wheel's own folder is: who can write there can write this file, too.
-    """
+def load_manifest(folder: Path) -> Build:
+    """Load the description of the library in this folder. ValueError unless the library fits and is whole."""
     try:
-        if folder != _HERE / "lib":
-            for path in (folder.parent, folder, folder / NAME):
-                check_nobody_else_writes(path)
         build = Build(**json.loads((folder / "build.json").read_text()))
         if build.tensorflow != tf.__version__:
             raise ValueError(f"it was built for TensorFlow {build.tensorflow}; this is {tf.__version__}")
         if build.platform != sysconfig.get_platform():
             raise ValueError(f"it was built for {build.platform}; this is {sysconfig.get_platform()}")
-        if build.sources != source_hash():
+        if build.sources != hash_sources():
             raise ValueError(f"it was built from other sources than those in {sources()}")
-        if fingerprint(folder / NAME) != (
-            build.size,
-            build.sha256,
-        ):  # one that is cut off crashes who loads it
+        if build.sha256 != hash_file(folder / NAME):  # to load a file that is cut off crashes the process
             raise ValueError("it is not the file that was built: cut off or overwritten")
     except (OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"it cannot be read or its build.json is malformed ({error})") from error
@@ -167,19 +155,17 @@ def checked(folder: Path) -> Build:
 
 
 @functools.cache
-def _found() -> Found:
+def _search() -> Found:
     command = "`python -m tf_adam_variants.fused build"
     problems = []
     try:
-        for folder in _folders():
+        for folder in _list_folders():
             try:
-                build = checked(folder)
-                ops = _open(folder / NAME)
-                if folder != _HERE / "lib":
-                    with contextlib.suppress(OSError):  # another user's
-                        os.utime(folder / NAME)  # it is in use: `build` leaves it
-                return Found(ops, folder / NAME, build)
-            except Exception as error:  # whatever is wrong with it, training goes on without
+                if folder != _HERE / "lib":  # who can write a wheel's folder can write this file, too
+                    check_nobody_else_writes(cache())
+                build = load_manifest(folder)
+                return Found(_open(folder / NAME), folder / NAME, build)
+            except Exception as error:  # training continues without the library, whatever is wrong with it
                 problems.append(
                     f"The compiled op in {folder} cannot be used: {error}. {command} --force` builds it anew."
                 )
@@ -189,15 +175,15 @@ def _found() -> Found:
     return Found(reason=(problems or [nothing])[0])
 
 
-def _folders() -> list[Path]:
-    """Where libraries are: the wheel's own, then those for this TensorFlow in the cache, the newest first."""
+def _list_folders() -> list[Path]:
+    """The wheel's library folder, then those in the cache: this TensorFlow's first, the newest first."""
 
-    def promise(folder: Path) -> tuple[bool, float]:
+    def rank(folder: Path) -> tuple[bool, float]:
         return folder.name.startswith(f"tf{tf.__version__}-"), folder.stat().st_mtime
 
     folders = [folder for folder in cache().glob("tf*") if folder.is_dir()]  # not a link to nowhere
     own = [_HERE / "lib"] if (_HERE / "lib").is_dir() else []
-    return own + sorted(folders, key=promise, reverse=True)
+    return own + sorted(folders, key=rank, reverse=True)
 
 
 def _open(library: Path) -> Any:

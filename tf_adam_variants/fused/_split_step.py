@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants import _train_function
 from tf_adam_variants.fused import _library
+from tf_adam_variants.utils import internals
+from tf_adam_variants.utils.internals import ModelView
 
 
 def split_step(model: keras.Model) -> None:
@@ -47,7 +48,7 @@ def split_step(model: keras.Model) -> None:
         True
     """
     _check(model)
-    if reason := _reason_against(model):
+    if reason := _unsupported_reason(model):
         logging.getLogger("tf_adam_variants").warning(
             "split_step leaves the training step as it is: %s", reason
         )
@@ -59,8 +60,8 @@ def split_step(model: keras.Model) -> None:
     @tf.function(jit_compile=True, reduce_retracing=True)
     @tf.autograph.experimental.do_not_convert
     def metrics_and_gradients(data: Any) -> tuple[Any, list[Any]]:
-        keeper = _KeepsGradients(model)
-        metrics = keras.Model.train_step(_ModelWith(model, optimizer=keeper), data)
+        keeper = _GradientKeeper(model)
+        metrics = keras.Model.train_step(ModelView(model, optimizer=keeper), data)
         return metrics, keeper.gradients
 
     def train_step(data: Any) -> Any:
@@ -69,32 +70,12 @@ def split_step(model: keras.Model) -> None:
             model.optimizer.apply(gradients, model.trainable_variables)
         return metrics
 
-    split = _ModelWith(model, train_step=train_step, jit_compile=False)
-
-    def make() -> Any:
-        split.make_train_function(force=True)
-        return split.train_function
-
-    model.train_function = _train_function.made_by(make)  # `compile` sets it to None
+    view = ModelView(model, train_step=train_step, jit_compile=False)
+    view.make_train_function(force=True)
+    model.train_function = view.train_function  # `compile` sets it to None
 
 
-class _ModelWith:
-    """A model as methods of Keras's see it, with some attributes that are not its own."""
-
-    make_train_function = keras.Model.make_train_function
-    _make_function = getattr(keras.Model, "_make_function", None)  # what the former calls; not in Keras 3.6
-
-    def __init__(self, model: keras.Model, **attributes: Any) -> None:
-        vars(self).update(attributes, _model=model)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-class _KeepsGradients:
+class _GradientKeeper:
     """An optimizer for `train_step`, which keeps the gradients for the real one."""
 
     def __init__(self, model: keras.Model) -> None:
@@ -147,11 +128,10 @@ def _optimizers(optimizer: Any) -> list[Any]:
     return [optimizer] if inner is None else [optimizer, *_optimizers(inner)]
 
 
-def _reason_against(model: keras.Model) -> str:
-    """Why the step would not be better split; '' where it would."""
-    # Keras's private list, with the layers of layers, by which it decides for `jit_compile="auto"`.
-    if without := [layer.name for layer in model._flatten_layers() if not layer.supports_jit]:
+def _unsupported_reason(model: keras.Model) -> str | None:
+    """Why a split step would be no better; None where it would."""
+    if without := [layer.name for layer in internals.layers_of(model) if not layer.supports_jit]:
         return f"XLA compiles no layer with supports_jit=False, as {without[0]} has"
     if not _library.load():
         return _library.reason()
-    return _library.gpu_reason() if tf.config.list_logical_devices("GPU") else ""
+    return _library.gpu_reason() or None if tf.config.list_logical_devices("GPU") else None

@@ -1,0 +1,123 @@
+"""Gradient accumulation: `gradient_accumulation_steps`."""
+
+import itertools
+
+import axes
+import cases
+import numpy as np
+import pytest
+import tensorflow as tf
+from like_sgd import (
+    CLASSES_FUSED,
+    CLASSES_FUSED_FORMS,
+    GRADIENT_FORMS,
+    ONES,
+    START,
+    assert_close,
+    gradient,
+    like_sgd,
+    slot,
+    sparse_options,
+    variable,
+)
+from sparse import draw_steps, train, train_by_oracle
+
+import tf_adam_variants as tav
+
+
+@CLASSES_FUSED_FORMS
+def test_gradients_accumulate(cls, fused, form):
+    optimizer = like_sgd(cls, fused=fused, gradient_accumulation_steps=3, **sparse_options(form))
+    weights = variable()
+    for count, moved, waiting in ((1, 0, 1), (2, 0, 2), (3, 1, 0), (4, 1, 1)):
+        optimizer.apply([gradient(ONES, form)], [weights])
+        assert_close(weights, START - moved)
+        assert_close(slot(optimizer, "_gradient_accumulator"), waiting * ONES)
+        assert int(optimizer.variables[0]) == count
+
+
+def test_accumulated_steps_are_one_step_with_the_mean_gradient():
+    inits, grads = cases.problem(8, seed=5)
+    pairs = [
+        [np.stack([a, b]) for a, b in zip(*two, strict=True)]
+        for two in zip(grads[::2], grads[1::2], strict=True)
+    ]
+    means = [[pair.mean(axis=0) for pair in step] for step in pairs]
+    accumulated = cases.run("graph", tav.LAMB(0.125, gradient_accumulation_steps=2), inits, grads)[1::2]
+    assert cases.worst(accumulated, cases.run("graph", tav.LAMB(0.125), inits, means)) < 1e-13
+
+
+@axes.pairwise(
+    xla_is_slow=False,
+    case=[cases.CASES[5], cases.CASES[6]],
+    sparse_update=["exact", "lazy"],
+    mode=cases.MODES,
+)
+def test_accumulated_slices(case, sparse_update, mode):
+    """Two steps together are one step with the mean of their slices; in half of the steps nothing moves."""
+    table = np.random.default_rng(1).normal(size=(9, 3))
+    steps = draw_steps("repeated", 9, (3,), count=6)
+    optimizer = case.cls(
+        0.125, **case.oracle_kwargs, sparse_update=sparse_update, gradient_accumulation_steps=2
+    )
+    actual = train(optimizer, table, steps, mode=mode)
+    pairs = [
+        (np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]) / 2)
+        for a, b in zip(steps[::2], steps[1::2], strict=True)
+    ]
+    expected = [
+        [table],
+        *itertools.chain.from_iterable(
+            [x, x] for x in train_by_oracle(case, sparse_update, table, pairs, 0.125)
+        ),
+    ]
+    assert cases.worst(actual, expected[:-1]) < 1e-12
+
+
+@CLASSES_FUSED
+def test_an_overwriting_gradient_accumulates_its_maximum(cls, fused):
+    overwritten, trained = variable(), variable()
+    overwritten.overwrite_with_gradient = True
+    optimizer = like_sgd(cls, fused=fused, gradient_accumulation_steps=2)
+    expected = [
+        (1, START, START, (1, 1)),
+        (2, 2 * ONES, START - 1, (0, 0)),  # a first step is of the rate's length, not 1.5 times it as SGD's
+        (1, 2 * ONES, START - 1, (1, 1)),
+    ]
+    for size, first, second, waiting in expected:
+        optimizer.apply([gradient(size * ONES)] * 2, [overwritten, trained])
+        assert_close(overwritten, first, 0)
+        assert_close(trained, second)
+        for i in (0, 1):
+            assert_close(slot(optimizer, "_gradient_accumulator", i), waiting[i] * ONES)
+    assert_close(slot(optimizer, "_momentum"), (1 - optimizer.beta_1) * 1.5 * ONES)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize(("dtype", "of_gradient"), [("bfloat16", "bfloat16"), ("float32", "float64")])
+def test_an_overwriting_gradient_may_have_another_type(dtype, of_gradient, mode):
+    overwritten = tf.Variable(tf.ones(2, dtype))
+    overwritten.overwrite_with_gradient = True
+    optimizer = tav.AdamW(gradient_accumulation_steps=2)
+    step = cases.apply_in(mode, optimizer, [overwritten])
+    for size in (3.0, 2.0):
+        step([tf.fill([2], tf.constant(size, of_gradient))])
+    np.testing.assert_array_equal(tf.cast(overwritten, tf.float32), [3.0, 3.0])
+
+
+@axes.pairwise(fused=[False, True], gradient=[tf.bfloat16, tf.float32], form=GRADIENT_FORMS)
+def test_gradients_of_half_types_accumulate_in_float32(fused, gradient, form):
+    """In bfloat16 ones add up to 256, and 1,000 of them would have a mean of 0.256."""
+    count = 300
+    weights, twin = tf.Variable(tf.ones((3, 2), tf.bfloat16)), tf.Variable(tf.ones((3, 2)))
+    options = {"fused": fused, **sparse_options(form)}
+    optimizer = tav.AdamW(0.125, epsilon=1.0, gradient_accumulation_steps=count, **options)
+    ones = tf.ones((3, 2), gradient)
+    for _ in range(count):
+        optimizer.apply(
+            [tf.IndexedSlices(ones, tf.constant([0, 1, 2])) if form != "dense" else ones], [weights]
+        )
+    tav.AdamW(0.125, epsilon=1.0).apply([tf.ones((3, 2))], [twin])
+    np.testing.assert_array_equal(weights.numpy(), tf.cast(twin, tf.bfloat16).numpy())
+    (accumulator,) = (v for v in optimizer.variables if v.name.endswith("gradient_accumulator"))
+    assert accumulator.dtype == "float32"

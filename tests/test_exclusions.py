@@ -1,0 +1,186 @@
+"""Which variables decay and which have a trust ratio: patterns, lists, the method, warnings."""
+
+import warnings
+
+import axes
+import cases
+import keras
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from axes import CLASSES, FUSED
+from like_sgd import assert_close, gradient, variable
+
+import tf_adam_variants as tav
+
+
+def test_keras_variables_are_excluded_by_path():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2, name="head"), keras.layers.LayerNormalization(name="norm")]
+    )
+    optimizer = tav.AdamW(
+        0.5, weight_decay=0.5, exclude_from_weight_decay=["head/bias$", "^sequential/norm/", "unmatched"]
+    )
+    optimizer.exclude_from_weight_decay(var_names=["also_unmatched"])
+    weights = model.trainable_variables
+    for weight in weights:
+        weight.assign(tf.ones(weight.shape))
+    optimizer.apply([tf.zeros(w.shape) for w in weights], weights)
+    kept = {w.path.removeprefix("sequential/"): bool(np.all(w.numpy() == 1)) for w in weights}
+    assert kept == {"head/kernel": False, "head/bias": True, "norm/gamma": True, "norm/beta": True}
+
+
+def test_a_method_s_list_of_variables_excludes_just_those():
+    weights = [tf.Variable([1.0], name="a"), tf.Variable([1.0], name="ab"), tf.Variable([1.0], name="a.")]
+    optimizer = tav.QHAdamW(0.5, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[weights[2]])
+    optimizer.apply([tf.zeros(1)] * 3, weights)
+    assert [float(w[0]) for w in weights] == [0.75, 0.75, 1.0]
+
+
+def test_a_second_call_of_the_method_replaces_the_first_and_the_list_stays():
+    optimizer = tav.LAMB(exclude_from_weight_decay=["bias"])
+    optimizer.exclude_from_weight_decay(var_names=["gamma"])
+    optimizer.exclude_from_weight_decay(var_names=["beta"])
+    assert optimizer.get_config()["exclude_from_weight_decay"] == ["bias", "beta"]
+
+
+def test_the_late_call_raises():
+    optimizer = tav.AdamW()
+    optimizer.build([tf.Variable([1.0])])
+    with pytest.raises(ValueError, match="before adamw is built"):
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "adapted"),
+    [(None, [True, False, False, True]), ([], [True] * 4), (["kernel"], [False, True, True, False])],
+)
+def test_lamb_s_layer_exclusions(layers, adapted):
+    """None: those without decay; []: none of them."""
+    arguments = {"weight_decay": 0.25, "epsilon": 1e-6, "beta_1": 0.9, "beta_2": 0.999}
+    optimizer = tav.LAMB(
+        0.125, exclude_from_weight_decay=["bias", "norm"], exclude_from_layer_adaptation=layers, **arguments
+    )
+    inits, grads = cases.problem(5)
+    history = cases.run("graph", optimizer, inits, grads)
+    decayed = [True, False, False, True]
+    oracle_kwargs = {"decayed": decayed, "adapted": adapted} | arguments
+    assert (
+        cases.worst(
+            history, cases.oracle.train(cases.oracle.lamb, inits, grads, [0.125] * 5, **oracle_kwargs)
+        )
+        < 1e-12
+    )
+
+
+def decay_three_times(cls, **arguments):
+    """Three optimizers at a rate of 1 and zero gradients: one variable decays in each, two are excluded."""
+    decayed, named, listed = variable(2.0), variable(2.0, name="exclude"), variable(2.0)
+    optimizers = [cls(1.0, weight_decay=0.004, **arguments) for _ in range(3)]
+    optimizers[1].exclude_from_weight_decay(var_names=["exclude"])
+    optimizers[2].exclude_from_weight_decay(var_list=[listed])
+    for optimizer, others in zip(optimizers, ([], [named], [listed]), strict=True):
+        optimizer.apply([gradient(0.0)] * (1 + len(others)), [decayed, *others])
+    return [float(v) for v in (decayed, named, listed)]
+
+
+@axes.pairwise(cls=[tav.AdamW, tav.QHAdamW], fused=[False, True])
+def test_weight_decay_and_who_is_excluded(cls, fused):
+    assert_close(decay_three_times(cls, fused=fused), [1.9760959, 2.0, 2.0], 1e-6)
+
+
+@FUSED
+def test_lamb_s_decay_is_inside_its_trust_ratio(fused):
+    """A zero gradient leaves the decay alone, and a step is of the weights' length times the rate of 1.
+
+    Keras's Lamb decays by the rate times the decay, outside: to 1.9760959.
+    """
+    assert_close(decay_three_times(tav.LAMB, fused=fused), [0.0, 2.0, 2.0], 1e-6)
+    weights = np.array(2.0)
+    oracle_kwargs = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-6, "weight_decay": 0.004}
+    expected = oracle.train(oracle.lamb, [weights], [[np.array(0.0)]], [1.0], **oracle_kwargs)
+    assert_close(expected[0][0], 0.0, 1e-12)
+
+
+@axes.pairwise(
+    cls=[tav.AdamW, tav.QHAdamW, tav.LAMB], variable_class=[tf.Variable, keras.Variable], fused=[False, True]
+)
+def test_a_variable_is_excluded_and_not_its_namesake(cls, variable_class, fused):
+    weights = [variable_class([1.0, 2.0], name="w") for _ in range(3)]
+    optimizer = cls(0.5, weight_decay=0.5, fused=fused)
+    optimizer.exclude_from_weight_decay(var_list=weights[1:2])
+    optimizer.apply([gradient([0.0, 0.0])] * 3, weights)
+    assert [bool(np.all(w.numpy() == [1.0, 2.0])) for w in weights] == [False, True, False]
+
+
+def test_variables_to_decay_are_those_that_no_pattern_excludes():
+    """Addons' `apply_gradients` takes a list of them in every step."""
+    inits, grads = np.array([[1.0, 2.0], [3.0, 4.0]]), np.full((2, 2), 0.1)
+    weights = cases.variables(inits, tf.float64, ("var0", "var1"))
+    optimizer = tav.AdamW(1.0, weight_decay=0.125, exclude_from_weight_decay=["^(?!var0$)"])
+    with pytest.raises(TypeError, match="decay_var_list"):
+        optimizer.apply_gradients(zip(grads, weights, strict=True), decay_var_list=weights[:1])
+    optimizer.apply([tf.zeros(2, tf.float64)] * 2, weights)
+    np.testing.assert_array_equal(weights[0], 0.875 * inits[0])
+    np.testing.assert_array_equal(weights[1], inits[1])
+
+
+# -- warnings
+
+
+def warnings_of(optimizer):
+    """The warnings that building it on a model gives."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        optimizer.apply([tf.zeros(w.shape) for w in model.trainable_variables], model.trainable_variables)
+        optimizer.apply([tf.zeros(w.shape) for w in model.trainable_variables], model.trainable_variables)
+        optimizer.build(model.trainable_variables)
+    return [(str(w.message), w.filename) for w in found if "pattern" in str(w.message)]
+
+
+@CLASSES
+def test_a_pattern_that_matches_nothing_warns_once(cls):
+    ((message, file),) = warnings_of(cls(exclude_from_weight_decay=["bais", "kernel"]))
+    assert "`exclude_from_weight_decay`: the pattern 'bais' matches no variable" in message
+    assert "sequential/head/kernel, sequential/head/bias" in message
+    assert file == __file__
+    assert not warnings_of(cls(exclude_from_weight_decay=["bias", "kernel"]))
+
+
+def test_the_patterns_of_layers_and_of_the_method_are_warned_of():
+    optimizer = tav.LAMB(exclude_from_layer_adaptation=["haed", "bias"], exclude_from_weight_decay=["bias"])
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta"])
+    first, second = (message for message, _ in warnings_of(optimizer))
+    assert "`exclude_from_weight_decay`: the patterns 'gamma', 'beta' match no variable" in first
+    assert "`exclude_from_layer_adaptation`: the pattern 'haed' matches no variable" in second
+
+
+def test_a_pattern_is_warned_of_in_fit():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(tav.QHAdamW(exclude_from_weight_decay=["norm"]), "mse")
+    with pytest.warns(UserWarning, match="the pattern 'norm' matches no variable"):
+        model.fit(np.ones((4, 3)), np.ones(4), verbose=0)
+
+
+@pytest.mark.parametrize("name", ["exclude_from_weight_decay", "exclude_from_layer_adaptation"])
+def test_lists_of_exclusions_are_the_constructor_s(name):
+    with pytest.raises(ValueError, match=f"`{name}` is an argument of the constructor"):
+        setattr(tav.LAMB(), name, ["bias"])
+
+
+def test_exclusions_by_the_method_are_in_the_config():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")])
+    optimizer = tav.AdamW(exclude_from_weight_decay=["norm"])
+    optimizer.exclude_from_weight_decay(var_list=[model.layers[0].bias], var_names=["gamma"])
+    config = optimizer.get_config()
+    assert config["exclude_from_weight_decay"] == ["norm", "gamma", "^(sequential/)?d/bias$"]
+    again = tav.AdamW.from_config(config | {"learning_rate": 1.0, "weight_decay": 0.5})
+    weights = model.trainable_variables
+    for weight in weights:
+        weight.assign(tf.ones(weight.shape))
+    with pytest.warns(UserWarning, match="'norm', 'gamma' match no variable"):
+        again.apply([tf.zeros(weight.shape) for weight in weights], weights)
+    assert [float(tf.reduce_mean(weight)) for weight in weights] == [0.5, 1.0]

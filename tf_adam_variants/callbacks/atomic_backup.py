@@ -1,0 +1,235 @@
+"""`AtomicBackupAndRestore`: a training that is killed and resumed ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_adam_variants.callbacks import training_state
+from tf_adam_variants.callbacks.backup_folder import Backup, BackupFolder
+from tf_adam_variants.utils import checks, internals
+
+_FORMAT = 1
+_END = object()
+
+
+class AtomicBackupAndRestore(keras.callbacks.Callback):
+    """`keras.callbacks.BackupAndRestore` that survives a kill at any moment, and resumes at the very step.
+
+    `fit` backs up the training. A program that was killed and is started again resumes from the last backup,
+    and ends bit-exact as if it had not been interrupted. A backup is written under another name, forced to
+    the disk and renamed, and the one before is kept. Each has SHA-256 digests, and `fit` resumes from the
+    newest that is whole. It prints the name of this backup and of those that are damaged. If all backups are
+    damaged, that is an error: training never starts over silently.
+
+    A backup holds all variables of the model, random seeds among them, those of its optimizers, the epoch,
+    the step in the epoch, and what the metrics have counted in it.
+
+    Args:
+        backup_dir: str or path: a local folder for the backups of this `fit` alone. They take the room of
+            two models with their optimizers' slots, and of a third while a backup is written.
+        save_freq: "epoch": a backup after each epoch. An integer: after that many steps.
+        delete_checkpoint: whether to remove the backups when `fit` is done.
+
+    Raises:
+        ValueError: on an argument outside its range; in `fit`, where the model has not been built, or a
+            backup does not belong to it.
+        OSError: in `fit`, where a backup cannot be written, or none can be read.
+
+    When `fit` resumes in an epoch, it draws the data of the epoch's first steps again without training on
+    them. So they must come in the same order, as with `shuffle=False`, or in one that depends on the epoch.
+    Put the callback after those that change the model or its optimizer at the end of an epoch, as
+    `ReduceLROnPlateau` does.
+
+    Example:
+        ```pycon
+        >>> import tempfile, numpy as np, tf_adam_variants as tav
+        >>> backup = tav.callbacks.AtomicBackupAndRestore(tempfile.mkdtemp(), save_freq=2)
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("lamb", "mse")
+        >>> x = np.ones((32, 4))
+        >>> history = model.fit(x, x[:, :1], batch_size=8, shuffle=False, verbose=0, callbacks=[backup])
+
+        ```
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike[str],
+        save_freq: str | int = "epoch",
+        *,
+        delete_checkpoint: bool = True,
+    ) -> None:
+        super().__init__()
+        if not backup_dir or not isinstance(backup_dir, (str, os.PathLike)) or "://" in str(backup_dir):
+            checks.reject("backup_dir", backup_dir, "a local folder")
+        if save_freq != "epoch":
+            save_freq = checks.check_int("save_freq", save_freq, 1, '"epoch" or an integer >= 1')
+        self.backup_dir = backup_dir
+        self.save_freq = save_freq
+        self.delete_checkpoint = checks.check_bool("delete_checkpoint", delete_checkpoint)
+        self._folder = BackupFolder(Path(backup_dir))
+        self._epoch = 0
+        self._step = 0  # how many of the epoch's steps are done
+        self._steps_since_backup = 0
+        self._steps_to_skip = 0
+        self._saved: dict[str, Any] = {}  # the description of the backup that `fit` resumes from
+        self._metrics: list[Any] = []  # the values of the metrics after the steps to skip
+
+    # -- resuming --------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Resume from the newest backup that is whole."""
+        if not self.model.built:
+            raise ValueError(
+                f"AtomicBackupAndRestore needs a model that is built before `fit`. {self.model.name} is not: "
+                "give it an Input, or call it on a batch"
+            )
+        internals.restore_train_function(self.model)  # of a `fit` that an exception ended
+        self._steps_since_backup = self._steps_to_skip = 0
+        backup = self._folder.find_whole()
+        if backup is not None:
+            self._restore(backup)
+        elif (Path(self.backup_dir) / "latest.weights.h5").exists():
+            raise ValueError(
+                f"{self.backup_dir} holds a backup of keras.callbacks.BackupAndRestore. Finish that training "
+                "with it, or take another `backup_dir`"
+            )
+
+    def _restore(self, backup: Backup) -> None:
+        saved = self._saved = backup.description
+        self._check(backup)
+        for layout, text in zip(training_state.find_layouts(self.model), saved["layouts"], strict=True):
+            layout.deserialize(text)
+        with backup.open() as file:
+            arrays = training_state.read_arrays(file, saved["variables"])
+            training_state.assign(training_state.find_variables(self.model), arrays)
+            self._metrics = list(training_state.read_arrays(file, saved["metrics"]))
+        self._steps_to_skip = saved["step"]
+        internals.set_initial_epoch(self.model, saved["epoch"])
+        damaged = f". Passed over as damaged: {', '.join(backup.damaged)}" if backup.damaged else ""
+        _say(
+            f"AtomicBackupAndRestore: training goes on from {backup.path}, after {saved['epoch']} epochs and "
+            f"{saved['step']} steps{damaged}"
+        )
+
+    def _check(self, backup: Backup) -> None:
+        """Raise a ValueError for a backup of another model or optimizer. Build the optimizer if it was."""
+        saved, optimizer = backup.description, self.model.optimizer
+        if saved["format"] != _FORMAT:
+            raise ValueError(f"The backup {backup.path} was written by another version of tf_adam_variants")
+        if saved["built"] and optimizer is not None and not optimizer.built:
+            with self.model.distribute_strategy.scope():
+                optimizer.build(self.model.trainable_variables)
+        present = training_state.describe(training_state.find_variables(self.model))
+        training_state.check_same(saved["variables"], present, backup.path)
+        before, here = saved["optimizers"], training_state.name_optimizers(self.model)
+        if before != here:
+            raise ValueError(
+                f"The backup {backup.path} is of a training with {', '.join(before)}. Here: "
+                f"{', '.join(here)}. Compile as before, or take another `backup_dir`"
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the epoch's steps from 0."""
+        self._epoch, self._step = epoch, 0
+        internals.set_initial_epoch(self.model, None)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Let a step from before the backup draw its data only."""
+        if self._step < self._steps_to_skip:
+            if internals.is_next_step_replaced(self.model):
+                raise ValueError("`fit` takes one AtomicBackupAndRestore: two cannot both go on")
+            internals.replace_next_step(self.model, self._skip)
+
+    def _skip(self, iterator: Any) -> dict[str, Any]:
+        steps, before = self.model.steps_per_execution, self._saved["steps_per_execution"]
+        if self._step + steps > self._steps_to_skip and steps != before:
+            raise ValueError(
+                f"The backup was made after {self._steps_to_skip} steps of an epoch, which is no multiple of "
+                f"steps_per_execution={steps}. Compile with {before} as before"
+            )
+        for i in range(steps):
+            if next(iterator, _END) is _END:
+                if i == 0:
+                    raise StopIteration  # `fit` ends the epoch
+                break
+        return {} if self._step + steps < self._steps_to_skip else self._restore_metrics(iterator)
+
+    def _restore_metrics(self, iterator: Any) -> dict[str, Any]:
+        """Set what the metrics have counted, so that the epoch's results are those of the whole epoch."""
+        if not self._has_metrics() and not self.model.run_eagerly:
+            # Keras creates their variables when it traces a step.
+            spec = tf.nest.map_structure(
+                lambda one: None if isinstance(one, tf.OptionalSpec) else one, iterator.element_spec
+            )
+            tf.function(self.model.train_step, autograph=False).get_concrete_function(spec)
+        if not self._has_metrics():  # a model that runs eagerly has none yet
+            _say(
+                f"AtomicBackupAndRestore: the metrics of epoch {self._epoch + 1} are those of its last steps"
+            )
+            return {}
+        training_state.assign(self.model.metrics_variables, self._metrics)
+        return self.model.get_metrics_result()
+
+    def _has_metrics(self) -> bool:
+        present = training_state.describe(self.model.metrics_variables)
+        return training_state.are_same(self._saved["metrics"], present)
+
+    # -- backing up ------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Back up after every `save_freq` steps."""
+        self._step += self.model.steps_per_execution
+        if self._step <= self._steps_to_skip:
+            return
+        self._steps_since_backup += self.model.steps_per_execution
+        if isinstance(self.save_freq, int) and self._steps_since_backup >= self.save_freq:
+            self._back_up(self._epoch, self._step)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Back up after an epoch."""
+        if self._step < self._steps_to_skip:
+            raise ValueError(
+                f"The data do not belong to the backup in {self.backup_dir}: it was made after "
+                f"{self._steps_to_skip} steps of an epoch, and they end after {self._step}"
+            )
+        self._steps_to_skip = 0
+        if self.save_freq == "epoch":
+            self._back_up(epoch + 1, 0)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Remove the backups."""
+        internals.set_initial_epoch(self.model, None)  # without any epoch too
+        if self.delete_checkpoint:
+            self._folder.remove_all()
+
+    def _back_up(self, epoch: int, step: int) -> None:
+        variables = training_state.find_variables(self.model)
+        metrics = self.model.metrics_variables if step else []  # an epoch begins with new ones
+        description = {
+            "format": _FORMAT,
+            "built": self.model.optimizer is not None and self.model.optimizer.built,
+            "steps_per_execution": self.model.steps_per_execution,
+            "epoch": epoch,
+            "step": step,
+            "optimizers": training_state.name_optimizers(self.model),
+            "variables": training_state.describe(variables),
+            "layouts": [layout.serialize() for layout in training_state.find_layouts(self.model)],
+            "metrics": training_state.describe(metrics),
+        }
+        self._folder.write(description, training_state.arrays_of([*variables, *metrics]))
+        self._steps_since_backup = 0
+
+
+def _say(message: str) -> None:
+    """Print as Keras's progress does, or log where that is switched off."""
+    if keras.config.is_interactive_logging_enabled():
+        print(message, flush=True)
+    else:
+        logging.getLogger(__name__).info(message)

@@ -1,0 +1,1 @@
+"""The Keras side: from `apply` to the engine."""

@@ -1,0 +1,1 @@
+"""What every layer may use: checks of arguments, variables, private names of Keras and TensorFlow."""

@@ -1,0 +1,139 @@
+"""Constructor arguments: a wrong one is a ValueError that names it, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import numpy as np
+
+Check = Callable[[str, Any], Any]
+
+
+def reject(name: str, value: object, allowed: str) -> NoReturn:
+    """Raise the ValueError that names the argument, what is allowed and the value."""
+    raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}{_hint(value)}")
+
+
+def _hint(value: object) -> str:
+    """What to do about a number that is text."""
+    try:
+        float(value if isinstance(value, str) else "no number")
+    except ValueError:
+        return ""
+    return ", which is text: write it without quotes (YAML reads 1e-3 as text and 1.0e-3 as a number)"
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_finite(name: str, value: Any) -> float:
+    """A finite float."""
+    return float(value) if _is_finite(value) else reject(name, value, "a finite number")
+
+
+def check_nonnegative(name: str, value: Any, allowed: str = "a finite number >= 0") -> float:
+    """A finite float >= 0."""
+    return float(value) if _is_finite(value) and value >= 0 else reject(name, value, allowed)
+
+
+def check_nonnegative_or_none(name: str, value: Any) -> float | None:
+    """None or a finite float >= 0."""
+    return None if value is None else check_nonnegative(name, value, "None or a finite number >= 0")
+
+
+def check_positive(name: str, value: Any, allowed: str = "a finite number > 0") -> float:
+    """A finite float > 0."""
+    return float(value) if _is_finite(value) and value > 0 else reject(name, value, allowed)
+
+
+def check_positive_or_none(name: str, value: Any) -> float | None:
+    """None or a finite float > 0."""
+    return None if value is None else check_positive(name, value, "None or a finite number > 0")
+
+
+def check_beta(name: str, value: Any) -> float:
+    """A float in [0, 1)."""
+    return float(value) if _is_finite(value) and 0 <= value < 1 else reject(name, value, "in [0, 1)")
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """A float in [0, 1]."""
+    return value if _is_finite(value) and 0 <= value <= 1 else reject(name, value, "in [0, 1]")
+
+
+def check_int(name: str, value: Any, least: int, allowed: str | None = None) -> int:
+    """An int >= least."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if whole and int(value) >= least:
+        return int(value)
+    reject(name, value, allowed or f"an integer >= {least}")
+
+
+def int_or_none_check(least: int) -> Check:
+    """A check for None or an int >= least."""
+    return lambda name, value: None if value is None else check_int(name, value, least)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """True or False."""
+    return value if isinstance(value, bool) else reject(name, value, "True or False")
+
+
+def check_auto_or_bool(name: str, value: Any) -> str | bool:
+    """The string "auto", True or False."""
+    auto = isinstance(value, str) and value == "auto"
+    return value if auto or isinstance(value, bool) else reject(name, value, "'auto', True or False")
+
+
+def check_str(name: str, value: Any) -> str:
+    """A string that is not empty."""
+    return value if isinstance(value, str) and value else reject(name, value, "a string that is not empty")
+
+
+def one_of_check(*allowed: str) -> Check:
+    """A check for one of these strings."""
+
+    def check(name: str, value: Any) -> str:
+        return value if value in allowed else reject(name, value, f"one of {', '.join(map(repr, allowed))}")
+
+    return check
+
+
+def check_no_class(name: str, value: Any) -> None:
+    """Raise for a class where an instance of it is meant."""
+    if isinstance(value, type):
+        reject(name, value, f"an instance, not a class: {value.__name__}(...)")
+
+
+def check_learning_rate(name: str, value: Any) -> Any:
+    """A float for a number; schedules and callables as they are."""
+    check_no_class(name, value)
+    if callable(value):
+        return value
+    if getattr(value, "shape", None) == ():
+        value = np.asarray(value).item()
+    return check_nonnegative(
+        name, value, "a finite number >= 0, a LearningRateSchedule, or a callable without arguments"
+    )
+
+
+def check_patterns(name: str, value: Iterable[str] | None) -> list[str] | None:
+    """A list of regular expressions that compile, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        reject(name, value, "a list of regular expressions")
+    checked = list(value)
+    for pattern in checked:
+        if not isinstance(pattern, str):
+            reject(name, checked, f"a list of regular expressions ({pattern!r} is not a string)")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            reject(name, checked, f"a list of regular expressions ({pattern!r}: {error})")
+    return checked
