@@ -365,7 +365,7 @@ def check(mutant, likely_only=False):
         environment = {"PYTHONPATH": name, "TF_CPP_MIN_LOG_LEVEL": "3"}
         if mutant.is_cpp and not outcome:
             environment["TF_ADAM_VARIANTS_CACHE"] = str(folder / "cache")
-            command = [sys.executable, "-m", "tf_adam_variants.fused", "build"]
+            command = [sys.executable, "-m", "tf_adam_variants.fused", "build", "--no-cuda"]
             built = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True)
             outcome = "DOES NOT COMPILE" if built.returncode else ""
         if not outcome:
