@@ -130,3 +130,15 @@ def test_clipping_across_types(dtypes, mode, clipping):
     for actual, target, dtype in zip(weights, expected, dtypes, strict=True):
         spacing = {"float16": 2.0**-9, "bfloat16": 2.0**-7, "float32": 2.0**-20, "float64": 2.0**-20}[dtype]
         np.testing.assert_allclose(tf.cast(actual, tf.float64), target, rtol=spacing)
+
+
+@axes.FUSED
+def test_the_global_norm_of_large_variables(fused):
+    """The fused kernels add up squares by parts, one per task of a thread."""
+    sizes = (200_000, 70_000)
+    weights = [tf.Variable(tf.zeros(size)) for size in sizes]
+    optimizer = tav.AdamW(global_clipnorm=1.0, fused=fused)
+    optimizer.apply([tf.ones(size) for size in sizes], weights)
+    for momentum in optimizer._momentums:
+        expected = (1 - optimizer.beta_1) / np.sqrt(sum(sizes))
+        np.testing.assert_allclose(momentum.numpy(), expected, rtol=1e-6)
