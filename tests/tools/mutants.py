@@ -275,7 +275,7 @@ CPP = _mutants("custom_ops/", [
      "sums[spans[i].variable].u = norms[i].u;", "fused::test_odd_sizes_in_one_step"),
     ("C++: a variable of several spans has no decay", "step.h", "state.weight_decay ? c.weight_decay : 0.0", "0.0", "fused::test_odd_sizes_in_one_step"),
     ("C++: the global norm of one part only", "step.h", "for (double part : sums) sum += part;",
-     "for (double part : sums) sum = part;", "clipping::test_clipping_across_types"),
+     "for (double part : sums) sum = part;", "clipping::test_the_global_norm_of_large_variables"),
     ("C++: bias correction one step late", "coefficients.h", "double(*inputs.iterations + 1)",
      "double(*inputs.iterations + 2)", "golden"),
     ("C++: the seed does not know the step", "coefficients.h", " + hash32(uint32_t(*inputs.iterations))", "",
