@@ -34,10 +34,12 @@ def accumulate(
         optimizer._step(strategy, means, optimizer.learning_rate, variables, lazy_indices)
         for total in optimizer._accumulated_gradients:  # all of them, as in Keras
             if total is not None:
-                strategy.extended.update(total.value, lambda v: v.assign(tf.zeros_like(v)), group=False)
+                strategy.extended.update(
+                    total.value, lambda v: v.assign(tf.zeros(v.shape, v.dtype)), group=False
+                )
 
     def add() -> None:
-        on_each(lambda total, g: total.assign_add(g))
+        on_each(lambda total, g: total.assign(total + g))  # faster than `assign_add`, measured
 
     tf.cond(is_due(optimizer), step, add)
 
