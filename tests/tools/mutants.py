@@ -155,7 +155,7 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("accumulated sums are not divided", "optimizer/accumulation.py",
      "(g + total) / optimizer.gradient_accumulation_steps", "(g + total)", "accumulation"),
     ("accumulated sums are not reset", "optimizer/accumulation.py",
-     "lambda v: v.assign(tf.zeros_like(v))", "lambda v: v.assign(v)", "accumulation"),
+     "lambda v: v.assign(tf.zeros(v.shape, v.dtype))", "lambda v: v.assign(v)", "accumulation"),
     ("accumulation is due one step late", "optimizer/accumulation.py",
      "(optimizer._iterations.value + 1) % steps", "optimizer._iterations.value % steps", "accumulation"),
     ("accumulated lazy rows take a dense step", "optimizer/base.py",
@@ -163,7 +163,7 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("accumulation in half precision", "optimizer/base.py",
      'if name in ("gradient_accumulator", "average")', 'if name in ("average",)', "accumulation::test_gradients_of_half_types_accumulate_in_float32"),
     ("overwriting gradients add up", "optimizer/accumulation.py",
-     "tf.maximum(gradient, total.value)", "gradient + total.value", "accumulation"),
+     "tf.maximum(tf.cast(gradient, total.value.dtype), total.value)", "gradient + total.value", "accumulation"),
     # -- averages
     ("the first average is of zero", "optimizer/averages.py",
      "tf.where(first, one, part)", "tf.where(first, part, part)", "averages::test_an_average_of_the_weights_overwrites_them"),
