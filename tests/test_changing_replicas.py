@@ -64,12 +64,12 @@ def all_of(model):
     ids=axes.name_value,
 )
 def test_fit(cls, options, sparse_update):
-    def fitted(name):
+    def fit_under(name):
         model = make_model(strategy_of(name), lambda: cls(0.0625, sparse_update=sparse_update, **options))
         fit(model)
         return all_of(model)
 
-    expected, one, two = (fitted(name) for name in (None, "one device", "two replicas"))
+    expected, one, two = (fit_under(name) for name in (None, "one device", "two replicas"))
     assert (len(one), len(two)) == (1, 2)
     assert_same(one + two, expected)
 
@@ -83,7 +83,7 @@ def test_fit(cls, options, sparse_update):
 def test_keras_distribution_does_nothing_on_tensorflow(shards):
     """Keras itself places nothing there: one device trains, and with the same bits."""
 
-    def fitted(distribution):
+    def fit_under(distribution):
         keras.distribution.set_distribution(distribution)
         try:
             model = make_model(strategy_of(None), lambda: tav.LAMB(0.0625))
@@ -99,8 +99,8 @@ def test_keras_distribution_does_nothing_on_tensorflow(shards):
         distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
     else:
         distribution = keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"])
-    actual = fitted(distribution)
-    np.testing.assert_equal(all_of(actual), all_of(fitted(None)))
+    actual = fit_under(distribution)
+    np.testing.assert_equal(all_of(actual), all_of(fit_under(None)))
     state = [*actual.weights, *actual.optimizer.variables]
     assert {v.value.device for v in state} == {"/job:localhost/replica:0/task:0/device:CPU:0"}
 

@@ -26,14 +26,15 @@ def multi(default, others, **arguments):
     return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(default, others), **arguments)
 
 
-def scoped(scope, value):
+def create_in_scope(scope, value):
     with keras.name_scope(scope):
         return variable(value, name="kernel")
 
 
 def make_three_variables():
     return [
-        scoped(scope, [[value] * 2]) for scope, value in (("dense_1", 2.0), ("dense_2", 3.0), ("other", 4.0))
+        create_in_scope(scope, [[value] * 2])
+        for scope, value in (("dense_1", 2.0), ("dense_2", 3.0), ("other", 4.0))
     ]
 
 

@@ -35,7 +35,7 @@ OPTIMIZERS = {
 
 def train(strategy, steps):
     """Take the steps with each optimizer. Return what each device holds."""
-    return {name: strategies.looped(strategy, make, steps) for name, make in OPTIMIZERS.items()}
+    return {name: strategies.run_loop(strategy, make, steps) for name, make in OPTIMIZERS.items()}
 
 
 WORKER = """

@@ -14,9 +14,9 @@ from strategies import (
     OLDEST_KERAS,
     assert_same,
     global_batches,
-    looped,
     make_loop,
     on_each_device,
+    run_loop,
     steps_of_two,
     strategy_of,
 )
@@ -31,8 +31,8 @@ OVERWRITING = AVERAGING | {"ema_overwrite_frequency": 3}
 
 
 def check_loop(optimizer, mode="graph", dtype="float64", count=4):
-    actual = looped(strategy_of("two replicas"), optimizer, steps_of_two(count), mode, dtype)
-    expected = looped(strategy_of(None), optimizer, global_batches(steps_of_two(count)), mode, dtype)
+    actual = run_loop(strategy_of("two replicas"), optimizer, steps_of_two(count), mode, dtype)
+    expected = run_loop(strategy_of(None), optimizer, global_batches(steps_of_two(count)), mode, dtype)
     assert len(actual) == 2
     assert_same(actual, expected, TOLERANCE[dtype])
 
@@ -138,7 +138,7 @@ def test_loop_on_one_device(sparse_update, options, mode):
         return tav.QHAdamW(0.125, sparse_update=sparse_update, **options)
 
     steps = global_batches(steps_of_two())
-    actual, expected = (looped(strategy_of(name), optimizer, steps, mode) for name in ("one device", None))
+    actual, expected = (run_loop(strategy_of(name), optimizer, steps, mode) for name in ("one device", None))
     assert_same(actual, expected)
 
 
@@ -150,9 +150,9 @@ def test_loop_with_central_storage(cls, sparse_update, fused):
     def optimizer():
         return cls(0.125, sparse_update=sparse_update, fused=fused)
 
-    actual = looped(strategy_of("central storage"), optimizer, steps_of_two())
+    actual = run_loop(strategy_of("central storage"), optimizer, steps_of_two())
     assert len(actual) == 1
-    assert_same(actual, looped(strategy_of(None), optimizer, global_batches(steps_of_two())))
+    assert_same(actual, run_loop(strategy_of(None), optimizer, global_batches(steps_of_two())))
 
 
 @axes.pairwise(replica=[0, 1], sparse_update=["exact", "lazy"], mode=GRAPH_OR_EAGER)

@@ -70,7 +70,7 @@ def make_loop(strategy, make_optimizer, mode="graph", dtype="float64"):
     return step, [table, bias, *optimizer.variables]
 
 
-def looped(strategy, make_optimizer, steps, mode="graph", dtype="float64"):
+def run_loop(strategy, make_optimizer, steps, mode="graph", dtype="float64"):
     """What each device holds after these steps."""
     step, variables = make_loop(strategy, make_optimizer, mode, dtype)
     for replicas in steps:
