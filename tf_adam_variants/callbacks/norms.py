@@ -77,7 +77,7 @@ class Before(NamedTuple):
         for index, (name, variable) in enumerate(names(model, optimizer).items()):
             if id(variable) in trainable and not getattr(variable, "overwrite_with_gradient", False):
                 variable = tf_variable(variable)
-                state = optimizer._variable_state(None, variable, replicas.devices(variable)[0])
+                state = optimizer._variable_state(None, variable, index, replicas.devices(variable)[0])
                 # Reading shares the memory. A step that writes copies it before.
                 momentum = state.momentum.value() if needs_momentum else None
                 copies.append(Copy(name, index, state, formula.weights(state), momentum))

@@ -137,6 +137,7 @@ class AdamVariant(Attributes, Savable):
 
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
         """Bring each gradient into the form of the step, add up those of the replicas, and step."""
+        variables = [tf_variable(v) for v in variables]
         accumulates = bool(self.gradient_accumulation_steps)
         form_of = functools.cache(self._form)
         prepared = [
@@ -153,7 +154,7 @@ class AdamVariant(Attributes, Savable):
         step = functools.partial(
             accumulation.accumulate if accumulates else AdamVariant._step,
             self,
-            variables=[tf_variable(v) for v in variables],
+            variables=variables,
             lazy_indices=lazy_indices,
         )
         # In the context of a replica, where a callable may ask for it; accumulating, only when it is due.
@@ -188,21 +189,22 @@ class AdamVariant(Attributes, Savable):
         seed = tf.convert_to_tensor(self._rounding_seed) if self.stochastic_rounding else None
         engine_of = functools.cache(self._engine)
         one_place = next(iter(self._devices)) if len(self._devices) == 1 else None
-        groups: dict[Any, list[tuple[Any, Any]]] = {}
+        groups: dict[Any, list[tuple[Any, Any, int]]] = {}
         for gradient, variable in zip(grads, variables, strict=True):
             index = self._get_variable_index(variable)
             first = replicas.first_replica_value(strategy, gradient)
             sparse = isinstance(first, tf.IndexedSlices) or index in lazy_indices
             devices = one_place or replicas.devices(variable)
             key = engine_of(variable.dtype, sparse), variable.dtype, devices, self._added_at.call_of(index)
-            groups.setdefault(key, []).append((gradient, variable))
+            groups.setdefault(key, []).append((gradient, variable, index))
         scale = self._gradient_scale(strategy, grads, variables, next(iter(groups))[0])
-        for (engine, _, _, call), pairs in groups.items():
+        for (engine, _, _, call), members in groups.items():
             inputs = StepInputs(self._added_at.count(iterations, call), rate, scale, seed)
-            own_gradients, own_variables = zip(*pairs, strict=True)
+            own_gradients, own_variables, own_indices = zip(*members, strict=True)
             step = functools.partial(
                 self._step_on_device,
                 variables=own_variables,
+                indices=own_indices,
                 lazy_indices=lazy_indices,
                 engine=engine,
                 inputs=inputs,
@@ -226,28 +228,28 @@ class AdamVariant(Attributes, Savable):
         first: Any,
         grads: Any,
         variables: Any,
+        indices: Any,
         lazy_indices: frozenset[int],
         engine: Engine,
         inputs: Any,
     ) -> None:
         """Update variables on one device, that of the first one."""
         states = []
-        for gradient, variable in zip(grads, variables, strict=True):
-            if self._get_variable_index(variable) in lazy_indices:
+        for gradient, variable, index in zip(grads, variables, indices, strict=True):
+            if index in lazy_indices:
                 gradient = gradients.nonzero_rows(gradient)
             if self.clipnorm or self.clipvalue:
                 gradient = gradients.unique_rows(gradient, variable)
                 gradient = gradients.clip(gradient, self.clipnorm, self.clipvalue)
-            state = self._variable_state(gradient, variable, first.device)
+            state = self._variable_state(gradient, variable, index, first.device)
             if isinstance(gradient, tf.IndexedSlices) and not engine.accepts_indexed_slices:
                 slices = gradients.unique_rows(gradient, variable)
                 state = state.select_rows(slices, gradients.padding_mask(slices, variable.shape[0]))
             states.append(state)
         engine.step(states, self._hyperparameters, inputs, exact=self.sparse_update == "exact")
 
-    def _variable_state(self, gradient: Any, variable: Any, device: str) -> VariableState:
+    def _variable_state(self, gradient: Any, variable: Any, index: int, device: str) -> VariableState:
         """A variable with its slots on this device, and its gradient."""
-        index = self._get_variable_index(variable)
 
         def slot(exists: bool, name: str) -> Any:
             value = getattr(self, name)[index] if exists else None

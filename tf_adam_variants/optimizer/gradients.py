@@ -147,14 +147,13 @@ def tensors_of(grads: list[Any]) -> list[Any]:
 
 def prepare(gradient: Any, variable: Any, form: Form, loss_scale: float | None, accumulates: bool) -> Any:
     """The gradient of one replica, unscaled, and if it is sparse in this form."""
-    dtype = state_dtype(variable)
     if isinstance(gradient, tf.IndexedSlices):
         if form is Form.DENSE:
-            gradient = to_dense(gradient, variable.shape[0], dtype)
+            gradient = to_dense(gradient, variable.shape[0], state_dtype(variable))
         elif form is Form.UNIQUE_ROWS:
-            gradient = sum_repeated_indices(gradient, variable.shape[0], dtype)
+            gradient = sum_repeated_indices(gradient, variable.shape[0], state_dtype(variable))
     elif accumulates or loss_scale:
-        gradient = tf.cast(gradient, dtype)
+        gradient = tf.cast(gradient, state_dtype(variable))
     return map_values(lambda values: values / loss_scale, gradient) if loss_scale else gradient
 
 
