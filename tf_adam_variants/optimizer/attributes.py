@@ -43,7 +43,7 @@ class Attributes(keras.optimizers.Optimizer):
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
         no_adaptation = checks.check_patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
-        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", no_adaptation)
+        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", no_adaptation, decay_exclusions)
         own = {name: options.pop(name) for name in _OPTIONS}
         if own["fused"] is True and not _library.load():
             raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
@@ -99,6 +99,10 @@ class Attributes(keras.optimizers.Optimizer):
                 f"`{name}` decides which slots there are and cannot change once {self.name} is built. "
                 f"Received: {name}={value!r}. Make a new optimizer"
             )
+
+    @property
+    def _exclusions(self) -> tuple[Exclusions, Exclusions]:
+        return self._decay_exclusions, self._adaptation_exclusions
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:

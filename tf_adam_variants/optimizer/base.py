@@ -37,8 +37,6 @@ class AdamVariant(Attributes, Savable):
         **common: Unpack[arguments.Common],
     ) -> None:
         super().__init__(hyperparameters, learning_rate, exclude_from_layer_adaptation, common)
-        self._no_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
-        self._no_adaptation: frozenset[int] = frozenset()
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -72,11 +70,9 @@ class AdamVariant(Attributes, Savable):
             slots.check_half_options(self, variables)
             super().build(new)
         slots.create(self, new)
-        everything = self._trainable_variables
-        self._no_decay = self._no_adaptation = self._decay_exclusions.find_indices(everything)
-        if self._adaptation_exclusions.patterns is not None:
-            self._no_adaptation = self._adaptation_exclusions.find_indices(everything)
-        self._devices = frozenset(map(replicas.devices, everything))
+        for exclusions in self._exclusions:
+            exclusions.fix(self._trainable_variables)
+        self._devices = frozenset(map(replicas.devices, self._trainable_variables))
         self._restore_new_slots(len(new), slots_before)
 
     def add_variable_from_reference(
@@ -116,6 +112,8 @@ class AdamVariant(Attributes, Savable):
         if not self.built:
             self.build(variables)
         self._check_restored()
+        for exclusions in self._exclusions:
+            exclusions.warn_unmatched(self._trainable_variables)
         gradients.check_known(variables, keys, self._trainable_variables_indices, self.name)
         with (
             keras.name_scope(self.name, caller=self),
@@ -260,8 +258,8 @@ class AdamVariant(Attributes, Savable):
             momentum=slot(True, "_momentums"),
             velocity=slot(True, "_velocities"),
             gradient=gradient,
-            weight_decay=index not in self._no_decay,
-            layer_adaptation=index not in self._no_adaptation,
+            weight_decay=index not in self._decay_exclusions.indices,
+            layer_adaptation=index not in self._adaptation_exclusions.indices,
             velocity_hat=slot(self._hyperparameters.amsgrad, "_velocity_hats"),
             master_weight=slot(self.master_weights, "_master_weights"),
             rng_stream=index if self.stochastic_rounding and is_half(variable) else None,

@@ -59,6 +59,14 @@ class AddedAt:
         variable.assign(start)
         return iterations - tf.cast(start, iterations.dtype)
 
+    def check_not_traced(self, indices: Iterable[int], what: str) -> None:
+        """Raise a ValueError where a function that is traced already would miss a change of variables."""
+        if not self._traced.isdisjoint(indices):
+            raise ValueError(
+                f"In the saved state, {what}, and a function with its step is traced already. Restore the "
+                "state before the first step"
+            )
+
     def values(self) -> dict[int, int]:
         """The number of updates before each added variable, by its index."""
         with tf.init_scope():
@@ -79,11 +87,8 @@ class AddedAt:
             members.setdefault(group, []).append(index)
         starts: dict[int, int] = {0: 0}  # by call: the number that its variable takes
         moved = [group for group in members if starts.setdefault(*group) != group[1]]
-        if any(not self._traced.isdisjoint(members[group]) for group in moved):
-            raise ValueError(
-                f"In the saved state, {self._optimizer.name} took variables later than here, and a function "
-                "with its step is traced already. Restore the state before the first step"
-            )
+        for group in moved:
+            self.check_not_traced(members[group], f"{self._optimizer.name} took variables later than here")
         for call, start in starts.items():
             if call:
                 self.variables[call - 1].assign(start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
 SCALARS = ("iteration", "learning_rate")
@@ -26,6 +26,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     name: str
     added_at: int | None = None  # the number of updates before; None: it was there from the first
+    excluded_from: tuple[str, ...] | None = ()  # arguments that exclude its variable; None: not known
 
     @property
     def variable(self) -> str:
@@ -33,19 +34,34 @@ class Entry(NamedTuple):
         return self.name.removesuffix(f"_{self.kind}")
 
 
+class Layout(NamedTuple):
+    """What is saved with the values: an entry per variable, and the patterns of each argument."""
+
+    entries: list[Entry]
+    patterns: dict[str, list[str]]
+
+    def to_json(self) -> str:
+        """The text that is saved."""
+        return json.dumps({"variables": self.entries, "patterns": self.patterns})
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Layout:
+        """The layout in a text that was saved. An older version saved the entries alone."""
+        saved = json.loads(text)
+        if isinstance(saved, list):
+            saved = {"variables": saved, "patterns": {}}
+        return cls([_read_entry(*fields) for fields in saved["variables"]], saved["patterns"])
+
+
+def _read_entry(
+    kind: str, shape: list[int], name: str, added_at: int | None = None, excluded_from: Any = None
+) -> Entry:
+    return Entry(kind, tuple(shape), name, added_at, None if excluded_from is None else tuple(excluded_from))
+
+
 def kind_of(name: str) -> str:
     """The kind of the optimizer's variable of this name: "dense_kernel_momentum" is a "momentum"."""
     return next((slot for slot in SLOTS if name.endswith(f"_{slot}")), name)
-
-
-def to_json(entries: Iterable[Entry]) -> str:
-    """The text that is saved."""
-    return json.dumps(list(entries))
-
-
-def from_json(text: bytes | str) -> list[Entry]:
-    """The entries of a text that was saved."""
-    return [Entry(kind, tuple(shape), name, *more) for kind, shape, name, *more in json.loads(text)]
 
 
 def match(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> list[int]:
@@ -128,7 +144,7 @@ def _drop_numbers(name: str) -> str:
 
 def _is_same_order(saved: Sequence[Entry], present: Sequence[Entry]) -> bool:
     """Whether all but the names is the same, and the names are not the same in another order."""
-    if [entry._replace(name="") for entry in saved] != [entry._replace(name="") for entry in present]:
+    if [entry[:2] + entry[3:4] for entry in saved] != [entry[:2] + entry[3:4] for entry in present]:
         return False
     before, now = ([_drop_numbers(entry.name) for entry in entries] for entries in (saved, present))
     return before == now or sorted(before) != sorted(now)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_adam_variants.state import layout
-from tf_adam_variants.state.layout import Entry
+from tf_adam_variants.state.layout import Entry, Layout
 from tf_adam_variants.utils import internals
 
 # The attributes with a list of slots, one per variable. The first two are those of Keras.
@@ -31,7 +31,7 @@ class CheckpointLayout(tf.train.experimental.PythonState):
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self._pending: list[Entry] | None = None  # restored, not compared yet
+        self._pending: Layout | None = None  # restored, not compared yet
         self._slots_are_new = False
 
     @property
@@ -39,10 +39,11 @@ class CheckpointLayout(tf.train.experimental.PythonState):
         return self._pending is None and not self._slots_are_new
 
     def serialize(self) -> str:
-        return layout.to_json(describe(self._optimizer) if self._optimizer.built else [])
+        return (describe(self._optimizer) if self._optimizer.built else Layout([], {})).to_json()
 
     def deserialize(self, string_value: bytes | str) -> None:
-        self._pending = layout.from_json(string_value) or None
+        saved = Layout.from_json(string_value)
+        self._pending = saved if saved.entries else None
         if self._optimizer.built:
             self._check_layout()
 
@@ -60,8 +61,9 @@ class CheckpointLayout(tf.train.experimental.PythonState):
 
     def _check_layout(self) -> None:
         if self._pending is not None:
-            layout.check_positions(self._pending, describe(self._optimizer), self._optimizer.name)
-            _restore_added_at(self._optimizer, self._pending)
+            present = describe(self._optimizer).entries
+            layout.check_positions(self._pending.entries, present, self._optimizer.name)
+            _restore_build(self._optimizer, self._pending)
             self._optimizer._file_state.forget_pending_slots()
             self._pending = None
 
@@ -76,6 +78,7 @@ class FileState:
         self._optimizer = optimizer
         self._pending: dict[str, np.ndarray] | None = None  # as they were read
         self._pending_slots: dict[Entry, np.ndarray] = {}
+        self._patterns: dict[str, list[str]] = {}  # that were saved with them
 
     @property
     def is_restored(self) -> bool:
@@ -86,9 +89,13 @@ class FileState:
 
     def save(self, store: Any) -> None:
         """Write the variables by position, as Keras does, and the layout and a digest with them."""
-        entries = [*describe(self._optimizer), *self._pending_slots]
+        present = describe(self._optimizer)
+        pending = list(self._pending_slots)
+        if self._patterns != present.patterns:  # whom those of here exclude is not known
+            pending = [entry._replace(excluded_from=None) for entry in pending]
+        text = present._replace(entries=present.entries + pending).to_json()
         values = [variable.numpy() for variable in self._optimizer.variables]
-        written = self._pending or {_LAYOUT: np.frombuffer(layout.to_json(entries).encode(), np.uint8)}
+        written = self._pending or {_LAYOUT: np.frombuffer(text.encode(), np.uint8)}
         written = written | {str(i): v for i, v in enumerate((*values, *self._pending_slots.values()))}
         for key, array in (written | {_DIGEST: _digest(written)}).items():
             store[key] = array
@@ -132,7 +139,7 @@ class FileState:
         """Set the slots that a later `build` created, from this place among the optimizer's variables."""
         if not self._pending_slots:
             return
-        variables, present = self._optimizer.variables, describe(self._optimizer)
+        variables, present = self._optimizer.variables, describe(self._optimizer).entries
         before = len(self._pending_slots)
         with tf.init_scope():
             for i in range(first, len(present)):
@@ -141,7 +148,7 @@ class FileState:
                 if place is not None:
                     present[i] = pending[place]
                     variables[i].assign(self._pending_slots.pop(pending[place]))
-            _restore_added_at(self._optimizer, present)
+            _restore_build(self._optimizer, Layout(present, self._patterns))
         if len(self._pending_slots) == before:
             warnings.warn(
                 f"The saved state of {self._optimizer.name} that waits for its variables is of others than "
@@ -152,9 +159,10 @@ class FileState:
 
     def _assign(self, arrays: Mapping[str, np.ndarray], slots_only: bool = False) -> None:
         optimizer = self._optimizer
-        variables, present = optimizer.variables, describe(optimizer)
+        variables, present = optimizer.variables, describe(optimizer).entries
+        patterns: dict[str, list[str]] = {}
         if _LAYOUT in arrays:
-            saved = layout.from_json(arrays[_LAYOUT].tobytes())
+            saved, patterns = Layout.from_json(arrays[_LAYOUT].tobytes())
         else:  # written by Keras: only shapes can be compared
             shapes = [arrays[str(i)].shape for i in range(len(arrays))]
             fits = shapes == [entry.shape for entry in present]
@@ -162,21 +170,27 @@ class FileState:
         if not _has_slots(arrays):
             present = [entry for entry in present if entry.kind in layout.SCALARS]
         places = layout.match(saved, present, optimizer.name)
-        _restore_added_at(optimizer, [saved[place] for place in places])
+        _restore_build(optimizer, Layout([saved[place] for place in places], patterns))
         for variable, place, entry in zip(variables, places, present, strict=False):
             if not (slots_only and entry.kind in layout.SCALARS):
                 variable.assign(arrays[str(place)])
         left = sorted({*range(len(saved))} - {*places})
         self._pending_slots = {saved[place]: arrays[str(place)] for place in left}
+        self._patterns = patterns
 
 
-def describe(optimizer: Any) -> list[Entry]:
+def describe(optimizer: Any) -> Layout:
     """The layout of an optimizer: one entry per variable, in order."""
     indices, added_at = _slot_indices(optimizer), optimizer._added_at.values()
-    return [
-        Entry(layout.kind_of(v.name), tuple(v.shape), v.name, added_at.get(indices.get(id(v), -1)))
-        for v in optimizer.variables
-    ]
+
+    def entry(variable: Any) -> Entry:
+        index = indices.get(id(variable), -1)
+        excluded_from = tuple(one.argument for one in optimizer._exclusions if index in one.indices)
+        shape, kind = tuple(variable.shape), layout.kind_of(variable.name)
+        return Entry(kind, shape, variable.name, added_at.get(index), excluded_from)
+
+    patterns = {one.argument: one.patterns_in_use for one in optimizer._exclusions}
+    return Layout([entry(variable) for variable in optimizer.variables], patterns)
 
 
 def _slot_indices(optimizer: Any) -> dict[int, int]:
@@ -185,16 +199,35 @@ def _slot_indices(optimizer: Any) -> dict[int, int]:
     return {id(slot): i for slots in lists for i, slot in enumerate(slots) if slot is not None}
 
 
-def _restore_added_at(optimizer: Any, entries: Sequence[Entry]) -> None:
-    """Take over when variables were added, from one restored entry per variable of the optimizer."""
+def _restore_build(optimizer: Any, saved: Layout) -> None:
+    """Take over what `build` had fixed per variable: when it was added, and what excluded it.
+
+    Args:
+        optimizer: an optimizer that is built.
+        saved: its restored layout: the entries begin with one per variable of the optimizer.
+    """
     indices = _slot_indices(optimizer)
+    entries = {
+        indices[id(variable)]: entry
+        for variable, entry in zip(optimizer.variables, saved.entries, strict=False)
+        if id(variable) in indices
+    }
     optimizer._added_at.restore(
-        {
-            indices[id(variable)]: entry.added_at
-            for variable, entry in zip(optimizer.variables, entries, strict=False)
-            if id(variable) in indices and entry.added_at is not None
-        }
+        {i: entry.added_at for i, entry in entries.items() if entry.added_at is not None}
     )
+    for exclusions in optimizer._exclusions:
+        name = exclusions.argument
+        changed = [
+            index
+            for index, entry in entries.items()
+            if entry.excluded_from is not None
+            and (name in entry.excluded_from) != (index in exclusions.indices)
+        ]
+        if saved.patterns.get(name) == exclusions.patterns_in_use:
+            optimizer._added_at.check_not_traced(changed, f"`{name}` excluded other variables")
+            exclusions.restore(changed)
+        elif name in saved.patterns:
+            exclusions.warn_changed(saved.patterns[name], changed, optimizer._trainable_variables)
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
