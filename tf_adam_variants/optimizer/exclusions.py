@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -85,7 +83,7 @@ class Exclusions:
     def warn_changed(self, patterns: list[str], changed: Iterable[int], variables: Sequence[Any]) -> None:
         """Warn of the variables whose exclusion differs from a state that was saved with other patterns."""
         if changed and self.patterns is not None:
-            warnings.warn(self._describe(patterns, changed, variables), stacklevel=levels_to_caller())
+            checks.warn(self._describe(patterns, changed, variables))
 
     def _describe(self, patterns: list[str], changed: Iterable[int], variables: Sequence[Any]) -> str:
         excluded = paths_of(variables[i] for i in sorted(changed) if i in self.indices)
@@ -101,19 +99,8 @@ class Exclusions:
         if not self._unmatched:
             return
         one = len(self._unmatched) == 1
-        warnings.warn(
+        checks.warn(
             f"`{self.argument}`: the pattern{'' if one else 's'} {', '.join(map(repr, self._unmatched))} "
-            f"match{'es' if one else ''} no variable. The variables are {paths_of(variables)}",
-            stacklevel=levels_to_caller(),
+            f"match{'es' if one else ''} no variable. The variables are {paths_of(variables)}"
         )
         self._unmatched = []
-
-
-def levels_to_caller() -> int:
-    """How far up the first function is that belongs neither to this package nor to Keras or TensorFlow."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and re.match(
-        r"(tf_adam_variants|keras|tensorflow)\b", frame.f_globals.get("__name__", "")
-    ):
-        level, frame = level + 1, frame.f_back
-    return level

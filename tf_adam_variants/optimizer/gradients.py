@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import warnings
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -11,8 +10,7 @@ import tensorflow as tf
 
 from tf_adam_variants.engines.formula import to_float32
 from tf_adam_variants.optimizer import replicas
-from tf_adam_variants.optimizer.exclusions import levels_to_caller
-from tf_adam_variants.utils import internals
+from tf_adam_variants.utils import checks, internals
 from tf_adam_variants.utils.variables import path_of, paths_of, state_dtype
 
 
@@ -114,10 +112,9 @@ def drop_missing(grads: list[Any], variables: list[Any]) -> tuple[list[Any], lis
     if len(missing) == len(grads):
         raise ValueError("No gradients provided for any variable.")
     if missing:
-        warnings.warn(
+        checks.warn(
             f"Gradients do not exist for variables {missing} when minimizing the loss. If using "
-            "`model.compile()`, did you forget to provide a `loss` argument?",
-            stacklevel=levels_to_caller(),
+            "`model.compile()`, did you forget to provide a `loss` argument?"
         )
     pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
     return [g for g, _ in pairs], [v for _, v in pairs]

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
+MOMENTS = ("momentum", "velocity")  # the slots that every optimizer has
+ZEROS = (*MOMENTS, "velocity_hat", "gradient_accumulator")  # the slots that begin at zero
 SCALARS = ("iteration", "learning_rate")
 OPTIONS = (  # that decide which variables exist
     "amsgrad, use_ema, gradient_accumulation_steps, master_weights, stochastic_rounding, a float or a "
@@ -92,6 +94,50 @@ def match(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> l
     return found
 
 
+def match_some(saved: Sequence[Entry], present: Sequence[Entry]) -> list[int | None]:
+    """For each present variable the place of its value among those that were saved; None where none fits.
+
+    By position where the kinds and names are the same but for Keras's numbers; otherwise by name. The slots
+    of a variable whose moments are not there are all left out.
+    """
+    places: list[int | None] = [find(entry, saved) for entry in present]
+    if _kinds_and_names(saved) == _kinds_and_names(present):
+        pairs = enumerate(zip(saved, present, strict=True))
+        places = [i if one.shape == other.shape else None for i, (one, other) in pairs]
+    doubles = {place for place in places if places.count(place) > 1}
+    places = [None if place in doubles else place for place in places]
+    without = {
+        entry.variable
+        for entry, place in zip(present, places, strict=True)
+        if place is None and entry.kind in MOMENTS
+    }
+    return [
+        None if entry.kind in SLOTS and entry.variable in without else place
+        for entry, place in zip(present, places, strict=True)
+    ]
+
+
+def begin_anew(
+    saved: Sequence[Entry], places: Sequence[int | None], present: Sequence[Entry], updates: int
+) -> list[Entry | None]:
+    """Per present variable its saved entry. One whose moments are not there is added after these updates.
+
+    Args:
+        saved: the saved entries.
+        places: those of the present variables among them; None where there is none.
+        present: the present entries.
+        updates: how many there were when the state was saved.
+    """
+    return [
+        saved[place]
+        if place is not None
+        else entry._replace(added_at=updates or None, excluded_from=None)
+        if entry.kind in MOMENTS
+        else None
+        for place, entry in zip(places, present, strict=True)
+    ]
+
+
 def check_positions(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> None:
     """Raise a ValueError where a `tf.train.Checkpoint`, which goes by position, does not fit."""
     if match(saved, present, optimizer) != list(range(len(saved))):
@@ -125,6 +171,12 @@ def names(entries: Iterable[Entry]) -> list[str]:
     return [entry.name for entry in entries]
 
 
+def list_names(entries: Iterable[Entry]) -> str:
+    """The first names, for messages."""
+    found = names(entries)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
 def _are_equal(one: str, other: str) -> bool:
     return one == other
 
@@ -140,6 +192,10 @@ def _differ_in_numbers(one: str, other: str) -> bool:
 def _drop_numbers(name: str) -> str:
     """A name without the numbers that Keras gives layers and models: "dense_1_kernel" is "dense_kernel"."""
     return re.sub(r"_\d+(?=_)", "", name)
+
+
+def _kinds_and_names(entries: Iterable[Entry]) -> list[tuple[str, str]]:
+    return [(entry.kind, _drop_numbers(entry.name)) for entry in entries]
 
 
 def _is_same_order(saved: Sequence[Entry], present: Sequence[Entry]) -> bool:

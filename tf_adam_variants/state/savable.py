@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from tf_adam_variants.state.added_at import AddedAt
-from tf_adam_variants.state.store import CheckpointLayout, FileState
+from tf_adam_variants.state.checkpoint import CheckpointLayout
+from tf_adam_variants.state.file import FileState
 from tf_adam_variants.utils import internals
 
 

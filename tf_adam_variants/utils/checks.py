@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -137,3 +139,18 @@ def check_patterns(name: str, value: Iterable[str] | None) -> list[str] | None:
         except re.error as error:
             reject(name, checked, f"a list of regular expressions ({pattern!r}: {error})")
     return checked
+
+
+def warn(message: str) -> None:
+    """Warn, and name the line of the user's program that is to blame."""
+    warnings.warn(message, stacklevel=1 + _levels_to_caller())
+
+
+def _levels_to_caller() -> int:
+    """How far up the first function is that belongs neither to this package nor to Keras or TensorFlow."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and re.match(
+        r"(tf_adam_variants|keras|tensorflow)\b", frame.f_globals.get("__name__", "")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -5,12 +5,14 @@ A test compares this module with what the package uses, on the oldest and the ne
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
+from keras.src.saving import saving_lib
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 # Private attributes of `keras.optimizers.Optimizer` that our subclass uses. Keras saves and tracks them.
@@ -68,6 +70,31 @@ def variables_of(optimizer: keras.optimizers.Optimizer) -> list[Any]:
 def count_steps(optimizer: keras.optimizers.Optimizer) -> int:
     """How many steps it has taken, with those that only accumulate gradients: `iterations` are updates."""
     return int(optimizer._iterations.numpy())
+
+
+def inner_optimizer(model: keras.Model) -> Any:
+    """The optimizer of a model without the LossScaleOptimizer around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+# -- saving --------------------------------------------------------------------------------------------------
+
+
+class LoadCall(NamedTuple):
+    """The arguments of a call of `load_weights`."""
+
+    model: keras.Model
+    skip_mismatch: bool
+
+
+def current_load() -> LoadCall | None:
+    """The call of `load_weights` that this is part of. Keras tells the optimizer nothing of it."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is saving_lib.load_weights_only.__code__:
+            return LoadCall(frame.f_locals["model"], frame.f_locals["skip_mismatch"])
+        frame = frame.f_back
+    return None
 
 
 # -- Keras's trainer -----------------------------------------------------------------------------------------
