@@ -74,6 +74,55 @@ def test_accumulated_slices(case, sparse_update, mode):
     assert cases.worst(actual, expected[:-1]) < 1e-12
 
 
+TABLE = np.arange(1.0, 9.0).reshape(4, 2)
+SPARSE = tf.IndexedSlices(tf.ones((2, 2), tf.float64), tf.constant([1, 1], tf.int64), tf.constant([4, 2]))
+DENSE = tf.constant([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, -1.0]], tf.float64)
+
+
+def lazy_and_exact():
+    """Two optimizers that accumulate two gradients, lazy and exact, and a table for each."""
+    made = []
+    for sparse_update in ("lazy", "exact"):
+        options = {"sparse_update": sparse_update, "gradient_accumulation_steps": 2}
+        optimizer = tav.AdamW(0.125, weight_decay=0.5, **options)
+        made.append((optimizer, tf.Variable(TABLE)))
+        optimizer.build([made[-1][1]])
+    return made
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("in_turn", [[SPARSE, DENSE], [DENSE, SPARSE]], ids=["dense last", "dense first"])
+def test_a_dense_gradient_among_slices_makes_the_update_dense(in_turn, mode):
+    """In whatever order they come; the next update, of slices alone, is lazy again."""
+    (lazy, table), (exact, expected) = lazy_and_exact()
+    for optimizer, weights in ((lazy, table), (exact, expected)):
+        for g in in_turn:
+            cases.compiled(mode, optimizer, lambda g=g, o=optimizer, w=weights: o.apply([g], [w]))()
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
+    assert np.all(table.numpy() != TABLE)
+    before = table.numpy()
+    for _ in range(2):
+        lazy.apply([SPARSE], [table])
+    np.testing.assert_array_equal(np.any(table.numpy() != before, axis=1), [False, True, False, False])
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["built at once", "with a later build"])
+def test_a_dense_gradient_that_waits_is_saved(later):
+    (lazy, table), (exact, expected) = lazy_and_exact()
+    (resumed, _), _ = lazy_and_exact()
+    lazy.apply([DENSE], [table])
+    if later:
+        lazy.build([table, tf.Variable(TABLE)])
+        resumed.build([*resumed._trainable_variables, tf.Variable(TABLE)])
+    store = {}
+    lazy.save_own_variables(store)
+    resumed.load_own_variables(store)
+    resumed.apply([SPARSE], resumed._trainable_variables[:1])
+    for g in (DENSE, SPARSE):
+        exact.apply([g], [expected])
+    np.testing.assert_allclose(resumed._trainable_variables[0], expected, rtol=1e-12)
+
+
 @CLASSES_FUSED
 def test_an_overwriting_gradient_accumulates_its_maximum(cls, fused):
     overwritten, trained = variable(), variable()

@@ -217,10 +217,12 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("fused=False is fused", "engines/__init__.py",
      "FASTEST_FIRST if fused_option else FASTEST_FIRST[1:]", "FASTEST_FIRST", "gradients::test_which_form_an_optimizer_asks_for"),
     ("the rows of a call are kept in the optimizer", "optimizer/base.py",
-     "        step = functools.partial(\n            accumulation",
+     "        step = (\n            functools.partial(accumulation",
      '        self.__dict__["_rows_of_call"] = lazy_indices\n        __import__("time").sleep(1e-3)\n'
      '        lazy_indices = self.__dict__["_rows_of_call"]\n'
-     "        step = functools.partial(\n            accumulation", "threads::test_lazy_rows_stay_where_two_threads_accumulate_in_one_optimizer"),
+     "        step = (\n            functools.partial(accumulation", "threads::test_lazy_rows_stay_where_two_threads_accumulate_in_one_optimizer"),
+    ("a dense gradient of an earlier micro-batch is forgotten", "optimizer/accumulation.py",
+     "all_rows = {i: flags[i] for i in lazy_indices}", "all_rows = dict.fromkeys(lazy_indices, False)", "accumulation"),
     # -- variables added later, saving, configurations, names
     ("variables added later count from the first step", "optimizer/base.py",
      "self._added_at.count(iterations, call)", "iterations", "state"),

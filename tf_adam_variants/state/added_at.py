@@ -7,7 +7,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+
+def create_untracked(optimizer: Any, value: Any, name: str) -> keras.Variable:
+    """A variable that is not in `optimizer.variables`: the layout of a saved state holds its value."""
+    value, strategy = np.asarray(value), optimizer._distribution_strategy
+    scope = contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope()
+    with scope, keras.name_scope(optimizer.name, caller=optimizer):
+        return keras.Variable(
+            lambda shape, dtype: tf.constant(value, dtype),
+            shape=value.shape,
+            dtype=value.dtype.name,
+            trainable=False,
+            name=name,
+        )
 
 
 class AddedAt:
@@ -31,17 +46,7 @@ class AddedAt:
         self._add(range(end - number, end), updates)
 
     def _add(self, indices: Iterable[int], updates: int) -> None:
-        strategy, name = self._optimizer._distribution_strategy, self._optimizer.name
-        scope = contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope()
-        with scope, keras.name_scope(name, caller=self._optimizer):
-            variable = keras.Variable(
-                lambda shape, dtype: tf.constant(updates, dtype),
-                shape=(),
-                dtype="int64",
-                trainable=False,
-                name="added_at",
-            )
-        self.variables.append(variable)
+        self.variables.append(create_untracked(self._optimizer, np.int64(updates), "added_at"))
         self._calls |= dict.fromkeys(indices, len(self.variables))
 
     def call_of(self, index: int) -> int:

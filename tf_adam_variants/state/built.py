@@ -19,12 +19,13 @@ _SLOT_LISTS = (
 def describe(optimizer: Any) -> Layout:
     """The layout of an optimizer: one entry per variable, in order."""
     indices, added_at = _slot_indices(optimizer), optimizer._added_at.values()
+    dense = optimizer._dense_sums.values()
 
     def entry(variable: Any) -> Entry:
         index = indices.get(id(variable), -1)
         excluded_from = tuple(one.argument for one in optimizer._exclusions if index in one.indices)
         shape, kind = tuple(variable.shape), layout.kind_of(variable.name)
-        return Entry(kind, shape, variable.name, added_at.get(index), excluded_from)
+        return Entry(kind, shape, variable.name, added_at.get(index), excluded_from, index in dense)
 
     patterns = {one.argument: one.patterns_in_use for one in optimizer._exclusions}
     return Layout([entry(variable) for variable in optimizer.variables], patterns)
@@ -53,7 +54,7 @@ def _slot_indices(optimizer: Any) -> dict[int, int]:
 
 
 def restore(optimizer: Any, saved: Sequence[Entry | None], patterns: Mapping[str, list[str]]) -> None:
-    """Take over what `build` had fixed per variable: when it was added, and what excluded it.
+    """Take over what is known of each variable: when it was added, what excludes it, its dense gradients.
 
     Args:
         optimizer: an optimizer that is built.
@@ -69,6 +70,7 @@ def restore(optimizer: Any, saved: Sequence[Entry | None], patterns: Mapping[str
     optimizer._added_at.restore(
         {i: entry.added_at for i, entry in entries.items() if entry.added_at is not None}
     )
+    optimizer._dense_sums.restore({i: entry.had_dense for i, entry in entries.items()})
     for exclusions in optimizer._exclusions:
         name = exclusions.argument
         changed = [

@@ -12,7 +12,7 @@ from tf_adam_variants.state.layout import Layout
 from tf_adam_variants.utils import internals
 
 
-class CheckpointLayout(tf.train.experimental.PythonState):
+class CheckpointLayout(tf.train.experimental.PythonState, internals.OptionalState):
     """The layout in a `tf.train.Checkpoint`: written with the variables, compared when they are restored.
 
     Checkpoints that Keras wrote have none.

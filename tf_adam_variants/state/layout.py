@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
 MOMENTS = ("momentum", "velocity")  # the slots that every optimizer has
@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     name: str
     added_at: int | None = None  # the number of updates before; None: it was there from the first
     excluded_from: tuple[str, ...] | None = ()  # arguments that exclude its variable; None: not known
+    had_dense: bool = False  # whether the sum of its gradients, which wait for the update, has a dense one
 
     @property
     def variable(self) -> str:
@@ -56,9 +57,15 @@ class Layout(NamedTuple):
 
 
 def _read_entry(
-    kind: str, shape: list[int], name: str, added_at: int | None = None, excluded_from: Any = None
+    kind: str,
+    shape: list[int],
+    name: str,
+    added_at: int | None = None,
+    excluded_from: list[str] | None = None,
+    had_dense: bool = False,
 ) -> Entry:
-    return Entry(kind, tuple(shape), name, added_at, None if excluded_from is None else tuple(excluded_from))
+    excluded = None if excluded_from is None else tuple(excluded_from)
+    return Entry(kind, tuple(shape), name, added_at, excluded, had_dense)
 
 
 def kind_of(name: str) -> str:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
 from keras.src.saving import saving_lib
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+from tensorflow.python.trackable.data_structures import TrackableDataStructure
 
 # Private attributes of `keras.optimizers.Optimizer` that our subclass uses. Keras saves and tracks them.
 INHERITED = {
@@ -78,6 +79,10 @@ def inner_optimizer(model: keras.Model) -> Any:
 
 
 # -- saving --------------------------------------------------------------------------------------------------
+
+
+# What is of this class may be missing in a checkpoint: `assert_existing_objects_matched` passes over it.
+OptionalState = TrackableDataStructure
 
 
 class LoadCall(NamedTuple):
