@@ -214,9 +214,7 @@ def test_malformed_slices_are_an_error_and_write_nothing(malformed, sparse_updat
     optimizer = tav.AdamW(sparse_update=sparse_update)
     optimizer.build(weights)
     before = [v.numpy() for v in [*weights, *optimizer.variables]]
-    with pytest.raises(
-        ValueError, match="gradient of table must have one integer index per slice. Received: "
-    ):
+    with pytest.raises(ValueError, match="gradient of table must have one integer index per slice"):
         optimizer.apply([tf.ones(2, tf.float64), tf.IndexedSlices(tf.constant(values), indices)], weights)
     for variable, value in zip([*weights, *optimizer.variables], before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
@@ -247,13 +245,15 @@ def test_slices_of_unknown_number_are_compared_when_they_are_known(fused):
 def test_indices_of_any_integer_type(integer, sparse_update, mode):
     indices = {"numpy": np.array([4, 0, 4]), "list": [4, 0, 4]}.get(integer)
     indices = tf.constant([4, 0, 4], integer) if indices is None else indices
-    tables = [tf.Variable(np.ones((5, 2))) for _ in range(2)]
-    for table, of_type in zip(tables, (indices, tf.constant([4, 0, 4], tf.int64)), strict=True):
-        optimizer = tav.AdamW(sparse_update=sparse_update)
-        gradient = tf.IndexedSlices(tf.constant(np.ones((3, 2))), of_type)
+
+    def step_with(indices):
+        table, optimizer = tf.Variable(np.ones((5, 2))), tav.AdamW(sparse_update=sparse_update)
         optimizer.build([table])
-        cases.compiled(mode, optimizer, lambda o=optimizer, g=gradient, t=table: o.apply([g], [t]))()
-    np.testing.assert_array_equal(tables[0].numpy(), tables[1].numpy())
+        gradient = tf.IndexedSlices(tf.constant(np.ones((3, 2))), indices)
+        cases.compiled(mode, optimizer, lambda: optimizer.apply([gradient], [table]))()
+        return table.numpy()
+
+    np.testing.assert_array_equal(step_with(indices), step_with(tf.constant([4, 0, 4], tf.int64)))
 
 
 # -- in models
