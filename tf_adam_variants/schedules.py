@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_adam_variants.engines.hyperparameters import peak_of
 from tf_adam_variants.utils import checks
+from tf_adam_variants.utils.variables import is_keras_variable
 
 
 @keras.saving.register_keras_serializable("tf_adam_variants")
@@ -23,6 +25,7 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         schedule: float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`, the rate without warm-up.
+            A schedule gets the step as an optimizer gives it, in int64.
         warmup_steps: int > 0, in optimizer steps.
         initial_learning_rate: float >= 0, the rate of step 0. With n workers, Goyal et al. start at the
             rate of a single worker and end at n times that rate.
@@ -82,11 +85,13 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         """The learning rate of a step, counted from 0."""
         with tf.name_scope(self.name):
             dtype = keras.config.floatx()
-            # float64 holds every step count exactly.
-            step = tf.cast(step, tf.float64)
+            step = _to_int64(step)
             target = self.schedule
             if callable(target):
-                target = target(tf.maximum(step - self.warmup_steps, 0) if self.shift_schedule else step)
+                delay = self.warmup_steps if self.shift_schedule else 0
+                target = _call_later(target, delay, step)
+            # float64 holds every step count exactly.
+            step = tf.cast(step, tf.float64)
             target, start = tf.cast(target, dtype), tf.cast(self.initial_learning_rate, dtype)
             done = tf.cast(tf.minimum(step / self.warmup_steps, 1), dtype)
             return tf.where(done < 1, start + (target - start) * done, target)
@@ -109,3 +114,30 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         if isinstance(schedule, dict):
             schedule = keras.optimizers.schedules.deserialize(schedule)
         return cls(**{**config, "schedule": schedule})
+
+
+def _to_int64(step: Any) -> Any:
+    """A step in int64, as optimizers count; a step that has or may have a fraction stays as it is.
+
+    The `keras.Variable` of an optimizer stays too: a schedule can divide it by a float, but not a tensor in
+    int64. A schedule can do the same with a number of NumPy's.
+    """
+    if (tf.is_tensor(step) or is_keras_variable(step)) and tf.as_dtype(step.dtype).is_integer:
+        return step if step.dtype == "int64" else tf.cast(step, tf.int64)
+    if tf.is_symbolic_tensor(step):
+        return step
+    number = np.asarray(step)
+    whole = number.astype(np.int64)
+    return whole[()] if np.array_equal(whole, number) else step
+
+
+def _call_later(schedule: Any, delay: int, step: Any) -> Any:
+    """The rate of a schedule that starts after this many steps."""
+    if not delay:
+        return schedule(step)
+    if is_keras_variable(step):
+        shifted = tf.maximum(tf.convert_to_tensor(step) - delay, 0)
+        with keras.StatelessScope([(step, shifted)]):  # here the variable has this value
+            return schedule(step)
+    maximum = tf.maximum if tf.is_tensor(step) else np.maximum
+    return schedule(maximum(step - delay, 0))

@@ -46,6 +46,11 @@ def state_dtype(variable: Any) -> tf.DType:
     return tf.float32 if is_half(variable) else tf.as_dtype(variable.dtype)
 
 
+def is_keras_variable(value: Any) -> bool:
+    """Whether it is a Keras variable: in Keras 3.6 not all of them are instances of `keras.Variable`."""
+    return hasattr(value, "path") and hasattr(value, "assign")
+
+
 def tf_variable(variable: Any) -> Any:
     """The tf.Variable of a Keras variable; another variable as it is."""
     return variable.value if hasattr(variable, "path") else variable
