@@ -17,7 +17,8 @@ Variant = TypeVar("Variant", bound=type[AdamVariant])
 # Texts that the docstrings of several optimizers share.
 HYPERPARAMETERS = {
     "learning_rate": (
-        "float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable without arguments."
+        "float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable without arguments, "
+        "as `lambda: variable`."
     ),
     "weight_decay": (
         "float >= 0 or None, the weight decay l of the formula, dimensionless. 0 or None disables it."

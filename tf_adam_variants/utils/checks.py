@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tf_adam_variants.utils.variables import is_optimizer_rate, is_variable
+
 Check = Callable[[str, Any], Any]
 
 
@@ -111,8 +113,14 @@ def check_no_class(name: str, value: Any) -> None:
 
 
 def check_learning_rate(name: str, value: Any) -> Any:
-    """A float for a number; schedules and callables as they are."""
+    """A float for a number or the rate of an optimizer; schedules and callables as they are."""
     check_no_class(name, value)
+    if is_variable(value) and not is_optimizer_rate(value):
+        raise ValueError(
+            f"`{name}` must not be a variable: the optimizer would read it once and not follow it. Pass a "
+            "callable that returns the variable, as `lambda: variable`; or pass a number, and assign to "
+            f"`optimizer.learning_rate` later. Received: {name}={value!r}"
+        )
     if callable(value):
         return value
     if getattr(value, "shape", None) == ():
