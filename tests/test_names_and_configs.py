@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import keras
+import ml_dtypes
+import numpy as np
 import pytest
 from axes import CLASSES
 
@@ -117,6 +119,91 @@ def test_every_argument_comes_back(cls):
     again = keras.optimizers.deserialize(json.loads(json.dumps(keras.optimizers.serialize(cls(**arguments)))))
     assert type(again) is cls
     assert again.get_config() == config
+
+
+# An argument as NumPy has it, of each kind.
+NUMPY = {
+    "scalars": {
+        bool: np.bool_,
+        int: np.int64,
+        float: np.float32,
+        str: np.str_,
+        list: lambda x: [*map(np.str_, x)],
+    },
+    "other scalars": {bool: np.bool_, int: np.uint8, float: np.float64, str: np.str_, list: np.array},
+    "rare scalars": {bool: np.bool_, int: np.int32, float: np.longdouble, str: np.str_, list: tuple},
+    "half precision": {bool: bool, int: int, float: ml_dtypes.bfloat16, str: str, list: list},
+    "arrays": dict.fromkeys((bool, int, float, str, list), np.array),
+}
+
+
+def as_numpy(kind, arguments):
+    return {name: NUMPY[kind][type(value)](value) for name, value in arguments.items()}
+
+
+def types(config):
+    return {name: type(value) for name, value in config.items()}
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+@CLASSES
+def test_every_argument_takes_numpy_s_scalars_and_keeps_python_s(cls, kind):
+    arguments = ARGUMENTS[cls] | {"sparse_update": "lazy", "fused": False}
+    set_later = cls()
+    lists = [name for name in arguments if name.startswith("exclude_")]  # cannot be set later
+    for name, value in as_numpy(kind, arguments).items():
+        if name not in lists:
+            setattr(set_later, name, value)
+    made = cls(**as_numpy(kind, arguments))
+    expected = cls(**arguments).get_config()
+    assert made.get_config() == expected
+    assert types(made.get_config()) == types(expected)
+    assert json.loads(json.dumps(made.get_config())) == expected
+    for name in lists:
+        assert {*map(type, made.get_config()[name])} == {str}
+        assert set_later.get_config()[name] is None
+    assert json.dumps(set_later.get_config() | {name: expected[name] for name in lists}) == json.dumps(
+        expected
+    )
+    for clip in ("clipnorm", "global_clipnorm"):
+        assert type(cls(**as_numpy(kind, {clip: 0.5})).get_config()[clip]) is float
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+def test_a_warm_up_takes_numpy_s_scalars(kind):
+    arguments = {
+        "schedule": 0.5,
+        "warmup_steps": 4,
+        "initial_learning_rate": 0.25,
+        "shift_schedule": True,
+        "name": "a",
+    }
+    made, set_later = (
+        tav.schedules.LinearWarmup(**as_numpy(kind, arguments)),
+        tav.schedules.LinearWarmup(0.1, 2),
+    )
+    for name, value in as_numpy(kind, arguments).items():
+        setattr(set_later, name, value)
+    for schedule in (made, set_later):
+        assert json.dumps(schedule.get_config()) == json.dumps(arguments)
+        assert types(schedule.get_config()) == types(arguments)
+        assert float(schedule(2)) == 0.375
+    with pytest.raises(ValueError, match="`warmup_steps` must be an integer >= 1"):
+        made.warmup_steps = 0
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+def test_callbacks_take_numpy_s_scalars(kind, tmp_path):
+    for cls, flag, folder, every in (
+        (tav.callbacks.TrustRatioLogger, "history", "log_dir", "update_freq"),
+        (tav.callbacks.AtomicBackupAndRestore, "delete_checkpoint", "backup_dir", "save_freq"),
+    ):
+        for frequency in ("epoch", 3):
+            arguments = {folder: str(tmp_path), every: frequency, flag: False}
+            callback = cls(**as_numpy(kind, arguments))
+            made = {name: getattr(callback, name) for name in arguments}
+            assert made == arguments
+            assert types(made) == types(arguments)
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])

@@ -65,16 +65,16 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         name: str = "LinearWarmup",
     ) -> None:
         super().__init__()
-        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            checks.check_no_class("schedule", schedule)
-            schedule = checks.check_nonnegative(
-                "schedule", schedule, "a finite number >= 0 or a LearningRateSchedule"
-            )
         self.schedule = schedule
-        self.warmup_steps = checks.check_int("warmup_steps", warmup_steps, least=1)
-        self.initial_learning_rate = checks.check_nonnegative("initial_learning_rate", initial_learning_rate)
-        self.shift_schedule = checks.check_bool("shift_schedule", shift_schedule)
+        self.warmup_steps = warmup_steps
+        self.initial_learning_rate = initial_learning_rate
+        self.shift_schedule = shift_schedule
         self.name = name
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the constructor's arguments, with a check."""
+        check = _CHECKS.get(name)
+        super().__setattr__(name, check(name, value) if check else value)
 
     @property
     def warmup_target(self) -> float | None:
@@ -114,6 +114,23 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         if isinstance(schedule, dict):
             schedule = keras.optimizers.schedules.deserialize(schedule)
         return cls(**{**config, "schedule": schedule})
+
+
+def _check_schedule(name: str, value: Any) -> Any:
+    """A schedule as it is, or a float >= 0."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return value
+    checks.check_no_class(name, value)
+    return checks.check_nonnegative(name, value, "a finite number >= 0 or a LearningRateSchedule")
+
+
+_CHECKS = {
+    "schedule": _check_schedule,
+    "warmup_steps": lambda name, value: checks.check_int(name, value, least=1),
+    "initial_learning_rate": checks.check_nonnegative,
+    "shift_schedule": checks.check_bool,
+    "name": checks.check_str,
+}
 
 
 def _to_int64(step: Any) -> Any:

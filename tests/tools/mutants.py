@@ -240,6 +240,8 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("layer exclusions are not in the configuration", "optimizer/attributes.py",
      'config["exclude_from_layer_adaptation"] = self._adaptation_exclusions.patterns',
      'config["exclude_from_layer_adaptation"] = None', "names_and_configs"),
+    ("NumPy's scalars stay", "utils/checks.py", "return value.item() if scalar else value", "return value",
+     "names_and_configs::test_every_argument_takes"),
     ("no short names in lower case", "optimizer/variant.py",
      "for name in (optimizer.__name__, optimizer.__name__.lower()):", "for name in (optimizer.__name__,):",
      "names_and_configs"),
