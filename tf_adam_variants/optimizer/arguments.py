@@ -158,10 +158,12 @@ def _nearest(name: str, known: list[str]) -> str | None:
 
 def check_together(options: Mapping[str, Any]) -> None:
     """Raise for options that exclude each other."""
-    clippings = {name: options[name] for name in _CLIPPINGS if options.get(name) is not None}
-    if len(clippings) > 1:
+    clippings = {name: options.get(name) for name in _CLIPPINGS}
+    if sum(value is not None for value in clippings.values()) > 1:
         received = ", ".join(f"{name}={value!r}" for name, value in clippings.items())
-        raise ValueError(f"Only one of {', '.join(_CLIPPINGS)} can be set. Received: {received}")
+        raise ValueError(  # in the words of Keras, which programs may match
+            f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Received: {received}"
+        )
     if options.get("stochastic_rounding") and options.get("master_weights"):
         checks.reject("stochastic_rounding", True, "False with master_weights=True, which rounds to nearest")
     if options.get("ema_overwrite_frequency") and not options.get("use_ema"):

@@ -37,6 +37,7 @@ class Attributes(keras.optimizers.Optimizer):
         defaults["name"] = self._default_name
         # Checked here because Keras's constructor compares some of them before it sets them.
         options = {name: arguments.check_argument(name, value) for name, value in (defaults | common).items()}
+        arguments.check_together(options)
         learning_rate = checks.check_learning_rate("learning_rate", learning_rate)
         # Keras's constructor sets attributes that are read from it.
         object.__setattr__(self, "_hyperparameters", hyperparameters.with_peak_of(learning_rate))
