@@ -1,8 +1,10 @@
 """Names that Keras resolves, and configurations that come back as they went."""
 
+import ast
 import json
 import subprocess
 import sys
+import warnings
 
 import keras
 import ml_dtypes
@@ -12,6 +14,7 @@ from axes import CLASSES
 
 import tf_adam_variants as tav
 from tf_adam_variants.optimizer.variant import register_short_names
+from tf_adam_variants.utils import internals
 
 # A value other than the default for every argument. None of them is Keras's own business to check.
 COMMON = {
@@ -94,6 +97,56 @@ def test_names_that_are_taken_stay():
         del known["Fresh"], known["fresh"]
 
 
+def warnings_of_registering(*optimizers):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        register_short_names(*optimizers)
+    return [str(warning.message) for warning in found]
+
+
+def test_no_warning_of_names_where_all_is_as_it_was():
+    """Keras has always had "adamw"; importing the package again finds its own classes."""
+    assert not warnings_of_registering(tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
+    assert not warnings_of_registering(*(type(cls.__name__, (cls,), {}) for cls in (tav.AdamW, tav.LAMB)))
+
+
+@pytest.mark.parametrize("name", ["LAMB", "QHAdam", "QHAdamW"])
+def test_a_name_that_keras_takes_is_warned_of(name, monkeypatch):
+    """Keras has a Lamb without a name: the day that it gets one, "lamb" means another optimizer."""
+    theirs = keras.optimizers.SGD
+    monkeypatch.setitem(internals.keras_optimizers(), name.lower(), theirs)
+    known = keras.saving.get_custom_objects()
+    for short in (name, name.lower()):
+        monkeypatch.delitem(known, short)
+    (message,) = warnings_of_registering(tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
+    for short in (name, name.lower()):
+        assert f'"{short}" means keras.src.optimizers.sgd.SGD; write "tf_adam_variants>{name}"' in message
+        assert type(keras.optimizers.get(short)) is theirs
+        assert short not in known
+    assert message.count("; write") == 2
+    ours = keras.optimizers.get(f"tf_adam_variants>{name}")
+    assert type(ours) is getattr(tav, name)
+    assert type(keras.optimizers.deserialize(keras.optimizers.serialize(ours))) is type(ours)
+
+
+@pytest.mark.slow
+def test_importing_warns_of_a_name_that_keras_takes():
+    program = (
+        "import keras, warnings\n"
+        "from keras.src.optimizers import ALL_OBJECTS_DICT\n"
+        "ALL_OBJECTS_DICT['lamb'] = keras.optimizers.SGD\n"
+        "with warnings.catch_warnings(record=True) as found:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import tf_adam_variants\n"
+        "    import tf_adam_variants.lamb\n"
+        "print([(w.filename, str(w.message)) for w in found if 'tf_adam_variants>' in str(w.message)])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ((file, message),) = ast.literal_eval(result.stdout)
+    assert file == "<string>"  # the program
+    assert message.endswith('"lamb" means keras.src.optimizers.sgd.SGD; write "tf_adam_variants>LAMB"')
+
+
 @pytest.mark.slow
 def test_somebody_else_s_registration_stays():
     """Where another package has taken "lamb" before, its optimizer keeps the name."""
@@ -105,7 +158,8 @@ def test_somebody_else_s_registration_stays():
         "assert type(keras.optimizers.get('lamb')) is Other\n"
         "assert type(keras.optimizers.get('LAMB')) is tav.LAMB\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert '"lamb" means __main__.Other; write "tf_adam_variants>LAMB"' in result.stderr
 
 
 @CLASSES

@@ -245,6 +245,7 @@ PYTHON = _mutants("tf_adam_variants/", [
     ("no short names in lower case", "optimizer/variant.py",
      "for name in (optimizer.__name__, optimizer.__name__.lower()):", "for name in (optimizer.__name__,):",
      "names_and_configs"),
+    ("a name that Keras takes is silent", "optimizer/variant.py", "if taken:", "if False:", "names_and_configs"),
     ("names of others are taken", "optimizer/variant.py", "if name not in known and name", "if name",
      "names_and_configs"),
     ("an option may change its slots", "optimizer/attributes.py", "if needs_slots and", "if False and",
