@@ -26,7 +26,9 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         schedule: float >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`, the rate without warm-up.
             A schedule gets the step as an optimizer gives it, in int64.
-        warmup_steps: int > 0, in optimizer steps.
+        warmup_steps: int > 0, in steps as every schedule of Keras counts them: each batch is a step. With
+            `gradient_accumulation_steps=4` a warm-up of 8 steps ends after 2 updates of the weights; for a
+            warm-up of 8 updates write 32.
         initial_learning_rate: float >= 0, the rate of step 0. With n workers, Goyal et al. start at the
             rate of a single worker and end at n times that rate.
         shift_schedule: bool. False: the schedule counts steps from the start of training, as in the paper,

@@ -108,12 +108,13 @@ COMMON = {
     "ema_momentum": Argument(
         0.99,
         checks.check_fraction,
-        "float in [0, 1], the decay rate of the average.",
+        "float in [0, 1], the decay rate of the average per batch, also between the updates of "
+        "`gradient_accumulation_steps`.",
     ),
     "ema_overwrite_frequency": Argument(
         None,
         checks.int_or_none_check(1),
-        "int >= 1 or None, in steps: how often the average overwrites the weights. None: only at the end "
+        "int >= 1 or None, in updates: how often the average overwrites the weights. None: only at the end "
         "of `fit`.",
     ),
     "loss_scale_factor": Argument(
@@ -124,8 +125,9 @@ COMMON = {
     "gradient_accumulation_steps": Argument(
         None,
         checks.int_or_none_check(2),
-        "int >= 2 or None, the number of steps per update. An update uses the mean of the gradients since "
-        "the last update.",
+        "int >= 2 or None, the number of batches per update. An update uses the mean of the gradients since "
+        "the last update. It changes only variables with a gradient in its last batch. Learning rate "
+        "schedules and averages count batches, as in Keras: multiply their steps by this number.",
     ),
 }
 
