@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from axes import CLASSES, FUSED
 from like_sgd import assert_close, gradient, variable
+from strategies import strategy_of
 
 import tf_adam_variants as tav
 
@@ -54,6 +55,71 @@ def test_the_late_call_raises():
     optimizer.build([tf.Variable([1.0])])
     with pytest.raises(ValueError, match="before adamw is built"):
         optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
+NAMES = ("kernel", "bias", "gamma")
+
+
+def built(given, names, listed):
+    """A built optimizer whose list is `given`, after the method was called, and its variables by name."""
+    weights = {name: keras.Variable([1.0], name=name) for name in NAMES}
+    optimizer = tav.AdamW(exclude_from_weight_decay=given)
+    if names or listed:
+        optimizer.exclude_from_weight_decay([weights[name] for name in listed], names)
+    optimizer.build(list(weights.values()))
+    return optimizer, weights
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "listed", "late_names", "late_listed", "changes"),
+    [
+        (None, ["bias"], [], ["bias"], [], False),
+        (None, [], ["bias"], None, ["bias"], False),
+        (None, ["gamma"], ["bias"], ["gamma"], ["bias"], False),
+        (["bias"], [], [], ["bias"], [], False),
+        (["bias"], [], [], None, ["bias"], False),
+        (["bias"], ["gamma"], [], ["gamma"], ["bias"], False),
+        (None, [], [], None, [], False),
+        (["bias"], [], [], None, [], False),
+        (None, [], [], ["bias"], [], True),
+        (None, ["bias"], [], None, ["kernel", "bias"], True),
+        (None, ["bias"], [], ["bias", "gamma"], [], True),
+        (None, ["bias", "gamma"], [], ["bias"], [], True),  # a later call replaces an earlier one
+        (None, ["bias"], [], None, [], True),
+        (["bias"], [], [], ["later"], [], True),  # for a variable that `build` may add
+    ],
+)
+def test_a_late_call_passes_if_it_changes_nothing(given, names, listed, late_names, late_listed, changes):
+    optimizer, weights = built(given, names, listed)
+    config = optimizer.get_config()
+    late = {"var_list": [weights[name] for name in late_listed], "var_names": late_names}
+    if changes:
+        with pytest.raises(ValueError, match="must be called before adamw is built"):
+            optimizer.exclude_from_weight_decay(**late)
+    else:
+        optimizer.exclude_from_weight_decay(**late)
+    assert optimizer.get_config() == config
+
+
+def test_a_late_call_for_a_variable_without_slots_raises():
+    optimizer, weights = built(None, [], ["bias"])
+    with pytest.raises(ValueError, match="must be called before adamw is built"):
+        optimizer.exclude_from_weight_decay([weights["bias"], keras.Variable([1.0], name="other")])
+
+
+def test_each_replica_may_call_it():
+    """As a test of Keras does: the first replica builds the optimizer before the second one calls it."""
+    strategy = strategy_of("two replicas")
+    with strategy.scope():
+        weights = [keras.Variable([2.0], name=name) for name in NAMES]
+        optimizer = tav.AdamW(1.0, weight_decay=0.5)
+
+    def step():
+        optimizer.exclude_from_weight_decay(var_list=weights[1:2], var_names=["gamma"])
+        optimizer.apply([tf.zeros(1)] * 3, weights)
+
+    strategy.run(step)
+    assert [float(weight.numpy()[0]) for weight in weights] == [1.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(

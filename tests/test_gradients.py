@@ -179,6 +179,23 @@ def test_a_variable_twice_is_an_error(cls):
 
 
 @pytest.mark.parametrize("variable_class", [tf.Variable, keras.Variable])
+def test_the_variable_that_is_given_twice_is_named(variable_class):
+    """Not those that are given once, nor a namesake."""
+    weights = [variable_class([1.0], name=f"w{i}") for i in range(9)]
+    namesake = variable_class([1.0], name="w1")
+    for given, named in (
+        ([*weights, namesake, weights[7]], "w7, w7"),
+        ([weights[8], *weights, weights[2]], "w8, w2, w8, w2"),
+    ):
+        for action in (
+            lambda given=given: tav.AdamW().build(given),
+            lambda given=given: tav.AdamW().apply([tf.ones(1)] * len(given), given),
+        ):
+            with pytest.raises(ValueError, match=f"given a variable more than once: {named}$"):
+                action()
+
+
+@pytest.mark.parametrize("variable_class", [tf.Variable, keras.Variable])
 @CLASSES
 def test_a_variable_in_place_of_a_list_is_an_error(cls, variable_class):
     weights = variable_class([1.0, 2.0], name="w")

@@ -66,12 +66,11 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ) -> None:
         super().__init__()
+        backup_dir = checks.to_python(backup_dir)
         if not backup_dir or not isinstance(backup_dir, (str, os.PathLike)) or "://" in str(backup_dir):
             checks.reject("backup_dir", backup_dir, "a local folder")
-        if save_freq != "epoch":
-            save_freq = checks.check_int("save_freq", save_freq, 1, '"epoch" or an integer >= 1')
         self.backup_dir = backup_dir
-        self.save_freq = save_freq
+        self.save_freq = checks.check_frequency("save_freq", save_freq, '"epoch" or an integer >= 1')
         self.delete_checkpoint = checks.check_bool("delete_checkpoint", delete_checkpoint)
         self._folder = BackupFolder(Path(backup_dir))
         self._epoch = 0
@@ -189,7 +188,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         if self._step <= self._steps_to_skip:
             return
         self._steps_since_backup += self.model.steps_per_execution
-        if isinstance(self.save_freq, int) and self._steps_since_backup >= self.save_freq:
+        if not isinstance(self.save_freq, str) and self._steps_since_backup >= self.save_freq:
             self._back_up(self._epoch, self._step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -75,16 +75,13 @@ class TrustRatioLogger(keras.callbacks.Callback):
         self, log_dir: str | os.PathLike[str], update_freq: str | int = "epoch", history: bool = False
     ) -> None:
         super().__init__()
+        log_dir = checks.to_python(log_dir)
         if not log_dir or not isinstance(log_dir, (str, os.PathLike)):
             allowed = "a folder, as a str or a path: the one that TensorBoard is given"
             checks.reject("log_dir", log_dir, allowed)
-        if update_freq != "epoch":
-            allowed = (
-                '"epoch" or an integer >= 1: how many steps there are from one that is logged to the next'
-            )
-            update_freq = checks.check_int("update_freq", update_freq, 1, allowed)
+        allowed = '"epoch" or an integer >= 1: how many steps there are from one that is logged to the next'
         self.log_dir = log_dir
-        self.update_freq = update_freq
+        self.update_freq = checks.check_frequency("update_freq", update_freq, allowed)
         self.history = checks.check_bool("history", history)
         self._writer: Any = None
         self._before: norms.Before | None = None  # the state before a step that is logged
@@ -147,4 +144,4 @@ class TrustRatioLogger(keras.callbacks.Callback):
         """Read how many steps the optimizer has taken, and find the next that is to be logged."""
         self._steps = internals.count_steps(self._optimizer)
         freq = self.update_freq
-        self._next = (self._steps // freq + 1) * freq if isinstance(freq, int) else float("inf")
+        self._next = float("inf") if isinstance(freq, str) else (self._steps // freq + 1) * freq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,6 +38,18 @@ class Exclusions:
             pattern = f"^{own}$"
             listed.setdefault(pattern, []).append(tf_variable(variable))
         self._added, self._listed = names, listed
+
+    def would_change(
+        self, variables: Iterable[Any] | None, patterns: Iterable[str] | None, among: list[Any]
+    ) -> bool:
+        """Whether `add` changes which of these variables are excluded, or has a pattern that matches none."""
+        other = copy.copy(self)
+        other.add(variables, patterns)
+        before, after = (
+            {pattern: one._matches(pattern, among) for pattern in one.patterns or ()} for one in (self, other)
+        )
+        unmatched = any(not after[pattern] for pattern in after.keys() - before.keys())
+        return unmatched or set().union(*before.values()) != set().union(*after.values())
 
     @property
     def patterns(self) -> list[str] | None:

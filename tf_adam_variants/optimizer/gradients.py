@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import enum
 from collections.abc import Callable, Container
 from typing import Any
@@ -29,7 +30,9 @@ class Form(enum.Enum):
 def check_distinct(variables: list[Any], keys: list[Any], name: str) -> None:
     """Raise a ValueError where a variable is given more than once."""
     if len(set(keys)) != len(keys):
-        raise ValueError(f"{name} was given a variable more than once: {paths_of(variables)}")
+        counts = collections.Counter(keys)
+        repeated = [v for v, key in zip(variables, keys, strict=True) if counts[key] > 1]
+        raise ValueError(f"{name} was given a variable more than once: {paths_of(repeated)}")
 
 
 def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) -> list[Any]:

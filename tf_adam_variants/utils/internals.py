@@ -6,7 +6,7 @@ A test compares this module with what the package uses, on the oldest and the ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -55,8 +55,8 @@ def wrap_tracked(values: list[Any]) -> Any:
     return tf.__internal__.tracking.wrap(values)
 
 
-def keras_optimizer_names() -> Collection[str]:
-    """The names, in lower case, that Keras resolves by itself. To ask it would make an optimizer."""
+def keras_optimizers() -> Mapping[str, type]:
+    """The classes that Keras resolves by itself, by name in lower case. To ask it would make an optimizer."""
     return ALL_OBJECTS_DICT
 
 
