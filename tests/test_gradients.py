@@ -322,6 +322,7 @@ def test_nonzero_rows(mode):
     dense = np.zeros((ROWS, 2), "float32")
     dense[1, 0], dense[4] = 3.0, -1.0
     run = gradients.nonzero_rows if mode == "eager" else tf.function(gradients.nonzero_rows, jit_compile=True)
-    slices = run(tf.constant(dense))
-    assert [i for i in slices.indices.numpy() if i != ROWS] == [1, 4]
-    np.testing.assert_array_equal(to_dense(slices), dense)
+    for all_rows, rows in ((False, [1, 4]), (True, [*range(ROWS)])):
+        slices = run(tf.constant(dense), tf.constant(all_rows))
+        assert [i for i in slices.indices.numpy() if i != ROWS] == rows
+        np.testing.assert_array_equal(to_dense(slices), dense)
