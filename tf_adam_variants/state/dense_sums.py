@@ -18,12 +18,12 @@ class DenseSums:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         self.variables: list[keras.Variable] = []  # one vector, if there is any
+        self._initial = np.zeros(0, bool)
 
     def create(self) -> None:
         """Create the flags, after each `build`."""
-        flags = np.zeros(len(self._optimizer._trainable_variables), bool)
-        flags[list(self.values())] = True
-        self.variables = [create_untracked(self._optimizer, flags, "dense_sums")]
+        self._initial = self._flags(self.values())
+        self.variables = [create_untracked(self._optimizer, self._initial, "dense_sums")]
 
     def add(self, is_dense: list[bool]) -> Any:
         """The flags after gradients are added of which these, one per trainable variable, are dense."""
@@ -35,13 +35,22 @@ class DenseSums:
 
     def values(self) -> set[int]:
         """The indices of the variables whose flags are set."""
+        if not self.variables:
+            return set()
         with tf.init_scope():
-            return {int(i) for flags in self.variables for i in np.flatnonzero(flags.numpy())}
+            flags = self.variables[0].numpy()
+        # A variable that is created while a step is traced has no value until then.
+        return {int(i) for i in np.flatnonzero(flags if flags.size else self._initial)}
 
     def restore(self, values: Mapping[int, bool]) -> None:
         """Set the flags of the variables with these indices."""
-        for variable in self.variables:
-            flags = variable.numpy()
-            for i, value in values.items():
-                flags[i] = value
-            variable.assign(flags)
+        if self.variables:
+            others = self.values() - values.keys()
+            flags = self._flags(others | {i for i, value in values.items() if value})
+            with tf.init_scope():
+                self.variables[0].assign(flags)
+
+    def _flags(self, indices: set[int]) -> np.ndarray:
+        flags = np.zeros(len(self._optimizer._trainable_variables), bool)
+        flags[list(indices)] = True
+        return flags
