@@ -295,7 +295,10 @@ def test_only_backups_are_removed(net, tmp_path):
             lambda: backed_up.model(width=5),
             r"kernel \(3, 4\) float32 in the backup and kernel \(3, 5\) float32",
         ),
-        (lambda: backed_up.model(lambda: tav.AdamW(0.05, amsgrad=True)), "23 variables, they have 29"),
+        (
+            lambda: backed_up.model(lambda: tav.QHAdamW(0.05, gradient_accumulation_steps=2)),
+            "23 variables, they have 29",
+        ),
         (lambda: backed_up.model(lambda: tav.QHAdamW(0.05, use_ema=True)), "they have 29"),
     ],
     ids=["shapes", "slots", "average"],
