@@ -543,6 +543,12 @@ def test_wrong_arguments(name, wrong, tmp_path):
             Logger(**{"log_dir": tmp_path} | {name: value})
 
 
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=r"cannot write in `log_dir`: .*Received: log_dir=.*Take a folder"):
+        fit_dense(dense_model("lamb"), Logger(tmp_path / "file", 1))
+
+
 @pytest.mark.parametrize("optimizer", ["adam", None])
 def test_another_optimizer_is_an_error(optimizer, tmp_path):
     with pytest.raises(ValueError, match=r"optimizer of tf_adam_variants.*Received: .*(Adam|None)"):

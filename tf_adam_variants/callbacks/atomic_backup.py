@@ -39,8 +39,9 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: whether to remove the backups when `fit` is done.
 
     Raises:
-        ValueError: on an argument outside its range; in `fit`, where the model has not been built, a backup
-            does not belong to it, or an optimizer trains variables that it does not have.
+        ValueError: on an argument outside its range; in `fit`, where `backup_dir` is a file, the model has
+            not been built, a backup does not belong to it, or an optimizer trains variables that it does not
+            have.
         OSError: in `fit`, where a backup cannot be written, or none can be read.
 
     When `fit` resumes in an epoch, it draws the data of the epoch's first steps again without training on
@@ -68,7 +69,8 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ) -> None:
         super().__init__()
-        if not backup_dir or not isinstance(backup_dir, (str, os.PathLike)) or "://" in str(backup_dir):
+        text = str(backup_dir) if isinstance(backup_dir, (str, os.PathLike)) else ""
+        if not text or "://" in text or "\0" in text:
             checks.reject("backup_dir", backup_dir, "a local folder")
         if save_freq != "epoch":
             save_freq = checks.check_int("save_freq", save_freq, 1, '"epoch" or an integer >= 1')
@@ -88,6 +90,7 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Resume from the newest backup that is whole."""
         self._check_built()
+        self._check_folder()
         internals.restore_train_function(self.model)  # of a `fit` that an exception ended
         self._steps_since_backup = self._steps_to_skip = 0
         backup = self._folder.find_whole()
@@ -110,6 +113,20 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
                 f"AtomicBackupAndRestore needs a model that is built before `fit`. {unbuilt[0]} is not: "
                 "give it an Input, or call it on a batch"
             )
+
+    def _check_folder(self) -> None:
+        """Raise an error that names the argument, where no backup could be written: rather now than later."""
+        try:
+            self._folder.prepare()
+        except NotADirectoryError as error:
+            allowed = f"a local folder, new or not. {error.strerror}: move it away, or take another folder"
+            checks.reject("backup_dir", self.backup_dir, allowed)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"No backup can be written in `backup_dir`: {error.strerror or error}. Received: "
+                f"backup_dir={self.backup_dir!r}. Take a folder that can be written, with room for backups",
+            ) from error
 
     def _restore(self, backup: Backup) -> None:
         saved = self._saved = backup.description
