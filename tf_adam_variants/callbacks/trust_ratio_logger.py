@@ -36,6 +36,9 @@ class TrustRatioLogger(keras.callbacks.Callback):
     hypothetical: LAMB would use it. Their steps change a variable by learning_rate / r of its norm, so that
     a learning rate becomes too large for the variable with the smallest r first.
 
+    What is not defined is not logged: u where an independent decay is divided by a learning rate of 0, and r
+    where a norm is not finite.
+
     Before a step that is logged, the callback copies the weights. After the step, it computes all of this
     from the copies and the optimizer's slots: the step itself is the same as without the callback.
 
