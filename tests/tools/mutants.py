@@ -237,6 +237,8 @@ PYTHON = _mutants("tf_adam_variants/", [
      "if (path / DIGESTS).read_bytes() != _format_digests(*found):", "if False:", "callbacks"),
     ("a backup is not forced to the disk whole", "callbacks/backup_folder.py", "os.rename(unfinished, path)",
      "shutil.copytree(unfinished, path)", "callbacks"),
+    ("optimizers are not built again", "callbacks/model_optimizers.py", "if calls and not optimizer.built:",
+     "if False:", "backup_optimizers"),
     ("warm-up begins at zero", "schedules.py", "start + (target - start) * done", "target * done", "helpers"),
     ("warm-up shifts the wrong schedule", "schedules.py", "if self.shift_schedule else 0",
      "if not self.shift_schedule else 0", "helpers"),

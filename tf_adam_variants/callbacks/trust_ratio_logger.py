@@ -36,6 +36,9 @@ class TrustRatioLogger(keras.callbacks.Callback):
     hypothetical: LAMB would use it. Their steps change a variable by learning_rate / r of its norm, so that
     a learning rate becomes too large for the variable with the smallest r first.
 
+    What is not defined is not logged: u where an independent decay is divided by a learning rate of 0, and r
+    where a norm is not finite.
+
     Before a step that is logged, the callback copies the weights. After the step, it computes all of this
     from the copies and the optimizer's slots: the step itself is the same as without the callback.
 
@@ -56,6 +59,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
     Raises:
         ValueError: on an argument outside its range; in `fit`, where the model's optimizer is not one of this
             package (it may be in a `LossScaleOptimizer`).
+        OSError: in `fit`, where no event file can be written.
 
     Example:
         ```pycon
@@ -117,7 +121,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         self._due = False
         self._count()
         self._numbers = before.norms()
-        self._writer = self._writer or tf.summary.create_file_writer(os.fspath(self.log_dir))
+        self._writer = self._writer or self._make_writer()
         # Keras's TensorBoard callback may have switched recording off for this step.
         with self._writer.as_default(norms.count_updates(self._optimizer)), tf.summary.record_if(True):
             for tag, number in self._numbers.items():
@@ -139,6 +143,15 @@ class TrustRatioLogger(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _make_writer(self) -> Any:
+        try:
+            return tf.summary.create_file_writer(os.fspath(self.log_dir))
+        except tf.errors.OpError as error:
+            raise OSError(
+                f"TrustRatioLogger cannot write in `log_dir`: {error.message}. Received: "
+                f"log_dir={self.log_dir!r}. Take a folder that can be written"
+            ) from error
 
     def _count(self) -> None:
         """Read how many steps the optimizer has taken, and find the next that is to be logged."""

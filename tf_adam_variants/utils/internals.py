@@ -68,6 +68,11 @@ def variables_of(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(optimizer._trainable_variables) if optimizer.built else []
 
 
+def key_of(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
+    """What is the same for a Keras variable, its tf.Variable and its copies on replicas."""
+    return optimizer._var_key(variable)
+
+
 def count_steps(optimizer: keras.optimizers.Optimizer) -> int:
     """How many steps it has taken, with those that only accumulate gradients: `iterations` are updates."""
     return int(optimizer._iterations.numpy())
