@@ -4,6 +4,7 @@ import itertools
 
 import axes
 import cases
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -74,6 +75,55 @@ def test_accumulated_slices(case, sparse_update, mode):
     assert cases.worst(actual, expected[:-1]) < 1e-12
 
 
+TABLE = np.arange(1.0, 9.0).reshape(4, 2)
+SPARSE = tf.IndexedSlices(tf.ones((2, 2), tf.float64), tf.constant([1, 1], tf.int64), tf.constant([4, 2]))
+DENSE = tf.constant([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, -1.0]], tf.float64)
+
+
+def lazy_and_exact():
+    """Two optimizers that accumulate two gradients, lazy and exact, and a table for each."""
+    made = []
+    for sparse_update in ("lazy", "exact"):
+        options = {"sparse_update": sparse_update, "gradient_accumulation_steps": 2}
+        optimizer = tav.AdamW(0.125, weight_decay=0.5, **options)
+        made.append((optimizer, tf.Variable(TABLE)))
+        optimizer.build([made[-1][1]])
+    return made
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("in_turn", [[SPARSE, DENSE], [DENSE, SPARSE]], ids=["dense last", "dense first"])
+def test_a_dense_gradient_among_slices_makes_the_update_dense(in_turn, mode):
+    """In whatever order they come; the next update, of slices alone, is lazy again."""
+    (lazy, table), (exact, expected) = lazy_and_exact()
+    for optimizer, weights in ((lazy, table), (exact, expected)):
+        for g in in_turn:
+            cases.compiled(mode, optimizer, lambda g=g, o=optimizer, w=weights: o.apply([g], [w]))()
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
+    assert np.all(table.numpy() != TABLE)
+    before = table.numpy()
+    for _ in range(2):
+        lazy.apply([SPARSE], [table])
+    np.testing.assert_array_equal(np.any(table.numpy() != before, axis=1), [False, True, False, False])
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["built at once", "with a later build"])
+def test_a_dense_gradient_that_waits_is_saved(later):
+    (lazy, table), (exact, expected) = lazy_and_exact()
+    (resumed, _), _ = lazy_and_exact()
+    lazy.apply([DENSE], [table])
+    if later:
+        lazy.build([table, tf.Variable(TABLE)])
+        resumed.build([*resumed._trainable_variables, tf.Variable(TABLE)])
+    store = {}
+    lazy.save_own_variables(store)
+    resumed.load_own_variables(store)
+    resumed.apply([SPARSE], resumed._trainable_variables[:1])
+    for g in (DENSE, SPARSE):
+        exact.apply([g], [expected])
+    np.testing.assert_allclose(resumed._trainable_variables[0], expected, rtol=1e-12)
+
+
 @CLASSES_FUSED
 def test_an_overwriting_gradient_accumulates_its_maximum(cls, fused):
     overwritten, trained = variable(), variable()
@@ -121,3 +171,61 @@ def test_gradients_of_half_types_accumulate_in_float32(fused, gradient, form):
     np.testing.assert_array_equal(weights.numpy(), tf.cast(twin, tf.bfloat16).numpy())
     (accumulator,) = (v for v in optimizer.variables if v.name.endswith("gradient_accumulator"))
     assert accumulator.dtype == "float32"
+
+
+# -- what Keras does silently: docs/silent.md
+
+
+KERAS_TOO = pytest.mark.parametrize("cls", [keras.optimizers.AdamW, tav.AdamW], ids=["Keras's", "ours"])
+
+
+@KERAS_TOO
+def test_schedules_count_batches(cls):
+    """A warm-up of 8 steps is over after 2 updates of 4 batches."""
+    optimizer = cls(tav.schedules.LinearWarmup(1.0, 8), gradient_accumulation_steps=4)
+    weights, rates = variable(), []
+    for _ in range(10):
+        rates.append(float(optimizer.learning_rate))
+        optimizer.apply([gradient(ONES)], [weights])
+    assert rates == [min(batch / 8, 1) for batch in range(10)]
+    assert int(optimizer.iterations) == 2
+
+
+@KERAS_TOO
+@pytest.mark.parametrize(("momentum", "per_update"), [(0.5, 0.0625), (0.5**0.25, 0.5)])
+def test_averages_move_at_every_batch(cls, momentum, per_update):
+    options = {"use_ema": True, "ema_momentum": momentum, "gradient_accumulation_steps": 4}
+    optimizer, weights = cls(0.5, weight_decay=0.0, **options), variable()
+    averages, batches = [], [1.0] * 8 + [0.0] * 3
+    for size in batches:
+        optimizer.apply([gradient(size * ONES)], [weights])
+        averages.append(optimizer._model_variables_moving_average[0].numpy())
+    # The second update is in the last of the first 8 batches; the weights stay until the 12th.
+    before, after = averages[6] - weights.numpy(), averages[10] - weights.numpy()
+    assert_close(after, per_update * before, 1e-4)
+
+
+@KERAS_TOO
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_head_without_a_gradient_at_the_update_does_not_train(cls):
+    for missing, trained in ((None, [True, False, True]), (0.0, [True, True, True])):
+        optimizer = cls(0.5, weight_decay=0.0, gradient_accumulation_steps=4)
+        weights = [variable() for _ in range(3)]
+        none = None if missing is None else gradient(missing * ONES)
+        for batch in range(8):
+            heads = [gradient(ONES), none] if batch % 2 == 0 else [none, gradient(ONES)]
+            optimizer.apply([gradient(ONES), *heads], weights)
+        assert [bool(np.all(w.numpy() != START)) for w in weights] == trained
+
+
+@KERAS_TOO
+def test_averages_overwrite_in_updates(cls):
+    """At every batch of each second update."""
+    options = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}
+    optimizer = cls(0.5, weight_decay=0.0, gradient_accumulation_steps=4, **options)
+    weights, equal = variable(), []
+    for _ in range(12):
+        optimizer.apply([gradient(ONES)], [weights])
+        average = optimizer._model_variables_moving_average[0].numpy()
+        equal.append(bool(np.all(weights.numpy() == average)))
+    assert equal == [True] * 8 + [True] * 3 + [False]

@@ -57,9 +57,30 @@ def test_a_wrong_peak(value):
         tav.AdamW(weight_decay_mode="schedule", peak_learning_rate=value)
 
 
-def test_two_clippings():
-    with pytest.raises(ValueError, match="clipnorm"):
-        tav.AdamW(clipnorm=1.0, clipvalue=1.0)
+@pytest.mark.parametrize(
+    "clippings",
+    [
+        {"clipnorm": 1.0, "clipvalue": 2.0},
+        {"clipvalue": 2.0, "global_clipnorm": 0.5},
+        {"global_clipnorm": 0.5, "clipnorm": 1.0},
+        {"global_clipnorm": 0.5, "clipnorm": 1.0, "clipvalue": 2.0},
+    ],
+    ids=lambda clippings: " ".join(clippings),
+)
+def test_two_clippings_are_the_error_of_keras(clippings):
+    messages = []
+    for cls in (keras.optimizers.AdamW, tav.AdamW, tav.QHAdam):
+        with pytest.raises(ValueError, match="Only one of `clipnorm`, `clipvalue` and") as error:
+            cls(**clippings)
+        messages.append(str(error.value))
+    assert len(set(messages)) == 1
+    (first, value), *others = clippings.items()
+    optimizer = tav.AdamW(**{first: value})
+    with pytest.raises(
+        ValueError, match="Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set"
+    ):
+        setattr(optimizer, *others[0])
+    assert getattr(optimizer, others[0][0]) is None
 
 
 def test_numbers_of_every_kind_are_numbers():

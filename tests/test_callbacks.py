@@ -84,6 +84,7 @@ def assert_ends_as_uninterrupted(net, folder, save_freq="epoch"):
         {"backup_dir": ""},
         {"backup_dir": None},
         {"backup_dir": "gs://bucket/backups"},
+        {"backup_dir": "a\0b"},
         {"save_freq": 0},
         {"save_freq": False},
         {"save_freq": 1.5},
@@ -103,6 +104,53 @@ def test_a_model_that_is_not_built(tmp_path):
     made.compile("lamb", "mse")
     with pytest.raises(ValueError, match="built before `fit`"):
         backed_up.fit(made, Backup(tmp_path))
+
+
+@pytest.fixture
+def tiny():
+    return keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+
+
+def begin(made, folder):
+    """What `fit` does before its first step."""
+    backup = Backup(folder)
+    backup.set_model(made)
+    backup.on_train_begin()
+
+
+@pytest.mark.parametrize("name", ["file", "file/below/it", "link", "dangling"])
+def test_a_file_where_a_folder_is_to_be(name, tiny, tmp_path):
+    """In `fit`, before its first step: until then it may be moved away."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    (tmp_path / "link").symlink_to(file)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    in_the_way = tmp_path / name.partition("/")[0]
+    message = (
+        rf"`backup_dir` must be a local folder.*{in_the_way} is no folder: .*Received: backup_dir=.*{name}"
+    )
+    with pytest.raises(ValueError, match=message):
+        begin(tiny, tmp_path / name)
+    assert file.read_text() == "mine"
+    file.unlink()
+    in_the_way.unlink(missing_ok=True)
+    begin(tiny, tmp_path / name)
+    assert names(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_cannot_be_written(exists, tiny, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    folder = tmp_path if exists else tmp_path / "new"
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(
+        PermissionError, match=rf"`backup_dir`: Permission denied.*backup_dir=.*{folder}.*Take"
+    ):
+        begin(tiny, folder)
+    with pytest.raises(PermissionError, match="Make it a folder that can be written and start"):
+        backup_folder.BackupFolder(folder).write({}, [])
 
 
 # -- going on ------------------------------------------------------------------------------------------------
@@ -295,7 +343,10 @@ def test_only_backups_are_removed(net, tmp_path):
             lambda: backed_up.model(width=5),
             r"kernel \(3, 4\) float32 in the backup and kernel \(3, 5\) float32",
         ),
-        (lambda: backed_up.model(lambda: tav.AdamW(0.05, amsgrad=True)), "23 variables, they have 29"),
+        (
+            lambda: backed_up.model(lambda: tav.QHAdamW(0.05, gradient_accumulation_steps=2)),
+            "23 variables, they have 29",
+        ),
         (lambda: backed_up.model(lambda: tav.QHAdamW(0.05, use_ema=True)), "they have 29"),
     ],
     ids=["shapes", "slots", "average"],

@@ -1,5 +1,8 @@
 """Which variables decay and which have a trust ratio: patterns, lists, the method, warnings."""
 
+import copy
+import pickle
+import re
 import warnings
 
 import axes
@@ -11,6 +14,7 @@ import pytest
 import tensorflow as tf
 from axes import CLASSES, FUSED
 from like_sgd import assert_close, gradient, variable
+from strategies import strategy_of
 
 import tf_adam_variants as tav
 
@@ -51,6 +55,71 @@ def test_the_late_call_raises():
     optimizer.build([tf.Variable([1.0])])
     with pytest.raises(ValueError, match="before adamw is built"):
         optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
+NAMES = ("kernel", "bias", "gamma")
+
+
+def built(given, names, listed):
+    """A built optimizer whose list is `given`, after the method was called, and its variables by name."""
+    weights = {name: keras.Variable([1.0], name=name) for name in NAMES}
+    optimizer = tav.AdamW(exclude_from_weight_decay=given)
+    if names or listed:
+        optimizer.exclude_from_weight_decay([weights[name] for name in listed], names)
+    optimizer.build(list(weights.values()))
+    return optimizer, weights
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "listed", "late_names", "late_listed", "changes"),
+    [
+        (None, ["bias"], [], ["bias"], [], False),
+        (None, [], ["bias"], None, ["bias"], False),
+        (None, ["gamma"], ["bias"], ["gamma"], ["bias"], False),
+        (["bias"], [], [], ["bias"], [], False),
+        (["bias"], [], [], None, ["bias"], False),
+        (["bias"], ["gamma"], [], ["gamma"], ["bias"], False),
+        (None, [], [], None, [], False),
+        (["bias"], [], [], None, [], False),
+        (None, [], [], ["bias"], [], True),
+        (None, ["bias"], [], None, ["kernel", "bias"], True),
+        (None, ["bias"], [], ["bias", "gamma"], [], True),
+        (None, ["bias", "gamma"], [], ["bias"], [], True),  # a later call replaces an earlier one
+        (None, ["bias"], [], None, [], True),
+        (["bias"], [], [], ["later"], [], True),  # for a variable that `build` may add
+    ],
+)
+def test_a_late_call_passes_if_it_changes_nothing(given, names, listed, late_names, late_listed, changes):
+    optimizer, weights = built(given, names, listed)
+    config = optimizer.get_config()
+    late = {"var_list": [weights[name] for name in late_listed], "var_names": late_names}
+    if changes:
+        with pytest.raises(ValueError, match="must be called before adamw is built"):
+            optimizer.exclude_from_weight_decay(**late)
+    else:
+        optimizer.exclude_from_weight_decay(**late)
+    assert optimizer.get_config() == config
+
+
+def test_a_late_call_for_a_variable_without_slots_raises():
+    optimizer, weights = built(None, [], ["bias"])
+    with pytest.raises(ValueError, match="must be called before adamw is built"):
+        optimizer.exclude_from_weight_decay([weights["bias"], keras.Variable([1.0], name="other")])
+
+
+def test_each_replica_may_call_it():
+    """As a test of Keras does: the first replica builds the optimizer before the second one calls it."""
+    strategy = strategy_of("two replicas")
+    with strategy.scope():
+        weights = [keras.Variable([2.0], name=name) for name in NAMES]
+        optimizer = tav.AdamW(1.0, weight_decay=0.5)
+
+    def step():
+        optimizer.exclude_from_weight_decay(var_list=weights[1:2], var_names=["gamma"])
+        optimizer.apply([tf.zeros(1)] * 3, weights)
+
+    strategy.run(step)
+    assert [float(weight.numpy()[0]) for weight in weights] == [1.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -184,3 +253,171 @@ def test_exclusions_by_the_method_are_in_the_config():
     with pytest.warns(UserWarning, match="'norm', 'gamma' match no variable"):
         again.apply([tf.zeros(weight.shape) for weight in weights], weights)
     assert [float(tf.reduce_mean(weight)) for weight in weights] == [0.5, 1.0]
+
+
+# -- copies: a loaded model does not have the paths of the model that was saved
+
+
+def encoder(*layers, name="encoder"):
+    return keras.Sequential([*layers, keras.layers.Dense(4, name="proj")], name=name)
+
+
+def sequential_in_functional():
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(encoder()(inputs)))
+
+
+def functional_in_sequential():
+    inputs = keras.Input((3,))
+    inner = keras.Model(inputs, encoder()(inputs), name="inner")
+    return keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(2, name="head")])
+
+
+def twice_nested():
+    inputs = keras.Input((3,))
+    inner = keras.Sequential([encoder()], name="outer")
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(inputs)))
+
+
+def shared():
+    inputs = keras.Input((4,))
+    inner = encoder()
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(inner(inputs))))
+
+
+def again(model):
+    """The same model and optimizer before the first step, with the paths of a loaded model."""
+    new = keras.models.clone_model(model)
+    new.set_weights(model.get_weights())
+    new.compile(type(model.optimizer).from_config(model.optimizer.get_config()), "mse")
+    return new
+
+
+def by_weights_file(model, path):
+    model.save_weights(path.with_suffix(".weights.h5"))
+    new = again(model)
+    new.load_weights(path.with_suffix(".weights.h5"))
+    return new
+
+
+def by_checkpoint(model, path):
+    tf.train.Checkpoint(model=model).write(path)
+    new = again(model)
+    tf.train.Checkpoint(model=new).restore(path)
+    return new
+
+
+def by_store(model, path):
+    store, new = {}, again(model)
+    model.optimizer.save_own_variables(store)
+    new.optimizer.build(new.trainable_variables)
+    new.optimizer.load_own_variables(store)
+    return new
+
+
+def by_file(model, path):
+    model.save(path.with_suffix(".keras"))
+    return keras.models.load_model(path.with_suffix(".keras"))
+
+
+WAYS = {
+    "file": by_file,
+    "weights": by_weights_file,
+    "checkpoint": by_checkpoint,
+    "store": by_store,
+    "pickle": lambda model, path: pickle.loads(pickle.dumps(model)),
+    "deepcopy": lambda model, path: copy.deepcopy(model),
+}
+INNER = "encoder/|bias"
+
+
+def with_exclusions(make, cls=tav.AdamW, given="list", patterns=(INNER,)):
+    """A compiled model of which the inner model and all biases are excluded, after a step; its data."""
+    model = make()
+    optimizer = cls(0.125, weight_decay=0.5, exclude_from_weight_decay=patterns if given == "list" else None)
+    if given == "method":
+        optimizer.exclude_from_weight_decay(var_names=patterns)
+    elif given == "variables":
+        optimizer.exclude_from_weight_decay(var_list=[v for v in model.variables if re.search(INNER, v.path)])
+    model.compile(optimizer, "mse")
+    x = np.random.default_rng(0).normal(size=(8, *model.input_shape[1:])).astype("float32")
+    model.train_on_batch(x, x[:, :2])
+    return model, (x, x[:, :2])
+
+
+@axes.pairwise(
+    cls=[tav.AdamW, tav.LAMB],
+    make=[sequential_in_functional, functional_in_sequential, twice_nested, shared],
+    given=["list", "method", "variables"],
+    way=list(WAYS),
+)
+def test_a_copy_excludes_what_the_model_did(cls, make, given, way, tmp_path):
+    model, data = with_exclusions(make, cls, given)
+    copied = WAYS[way](model, tmp_path / "copy")
+    assert [v.path for v in copied.trainable_variables] != [v.path for v in model.trainable_variables]
+    for one in (model, copied):
+        one.train_on_batch(*data)
+    for want, got in zip(model.get_weights(), copied.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_s_patterns_match_no_path_and_do_not_warn(way, tmp_path):
+    model, data = with_exclusions(sequential_in_functional, patterns=["encoder/"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        copied = WAYS[way](model, tmp_path / "copy")
+        copied.train_on_batch(*data)
+
+
+def test_other_patterns_count_and_the_differences_are_said(tmp_path):
+    model, _ = with_exclusions(sequential_in_functional)
+    model.save_weights(tmp_path / "a.weights.h5")
+    other = again(model)
+    other.compile(tav.AdamW(0.125, weight_decay=0.5, exclude_from_weight_decay=["head"]), "mse")
+    other.optimizer.build(other.trainable_variables)
+    with pytest.warns(UserWarning, match="The state was saved with") as found:
+        other.load_weights(tmp_path / "a.weights.h5")
+    (message,) = (str(w.message) for w in found if "state" in str(w.message))
+    assert f"saved with exclude_from_weight_decay=['{INNER}']. Here it is ['head'], which counts" in message
+    assert "Excluded now, and not before: head/kernel. " in message
+    assert "Excluded before, and not now: proj/kernel, proj/bias" in message
+    excluded = other.optimizer._decay_exclusions.indices
+    assert {other.trainable_variables[i].path for i in excluded} == {"head/kernel", "head/bias"}
+
+
+def test_other_patterns_of_the_same_variables_do_not_warn(tmp_path):
+    model, data = with_exclusions(sequential_in_functional)
+    model.save_weights(tmp_path / "a.weights.h5")
+    other = again(model)
+    other.compile(tav.AdamW(0.125, exclude_from_weight_decay=["proj/", "bias$"]), "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        other.load_weights(tmp_path / "a.weights.h5")
+        other.train_on_batch(*data)
+
+
+def test_a_frozen_layer_that_waits_for_its_variables_stays_excluded(tmp_path):
+    model, data = with_exclusions(sequential_in_functional)
+    model.save(tmp_path / "a.keras")
+    copied = keras.models.load_model(tmp_path / "a.keras", compile=False)
+    copied.layers[1].trainable = False
+    copied.compile(tav.AdamW(0.125, weight_decay=0.5, exclude_from_weight_decay=[INNER]), "mse")
+    copied.load_weights(tmp_path / "a.keras")
+    copied.optimizer.build(copied.trainable_variables)
+    copied.layers[1].trainable = True
+    copied.compile(copied.optimizer, "mse")
+    copied.optimizer.build(copied.trainable_variables)
+    for one in (model, copied):
+        one.train_on_batch(*data)
+    for want, got in zip(model.get_weights(), copied.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_state_that_excludes_others_comes_before_the_first_step(tmp_path):
+    model, data = with_exclusions(sequential_in_functional)
+    model.save_weights(tmp_path / "a.weights.h5")
+    copied = again(model)
+    copied.train_on_batch(*data)
+    with pytest.raises(ValueError, match="excluded other variables, and a function with its step is traced"):
+        copied.load_weights(tmp_path / "a.weights.h5")

@@ -179,6 +179,23 @@ def test_a_variable_twice_is_an_error(cls):
 
 
 @pytest.mark.parametrize("variable_class", [tf.Variable, keras.Variable])
+def test_the_variable_that_is_given_twice_is_named(variable_class):
+    """Not those that are given once, nor a namesake."""
+    weights = [variable_class([1.0], name=f"w{i}") for i in range(9)]
+    namesake = variable_class([1.0], name="w1")
+    for given, named in (
+        ([*weights, namesake, weights[7]], "w7, w7"),
+        ([weights[8], *weights, weights[2]], "w8, w2, w8, w2"),
+    ):
+        for action in (
+            lambda given=given: tav.AdamW().build(given),
+            lambda given=given: tav.AdamW().apply([tf.ones(1)] * len(given), given),
+        ):
+            with pytest.raises(ValueError, match=f"given a variable more than once: {named}$"):
+                action()
+
+
+@pytest.mark.parametrize("variable_class", [tf.Variable, keras.Variable])
 @CLASSES
 def test_a_variable_in_place_of_a_list_is_an_error(cls, variable_class):
     weights = variable_class([1.0, 2.0], name="w")
@@ -305,6 +322,7 @@ def test_nonzero_rows(mode):
     dense = np.zeros((ROWS, 2), "float32")
     dense[1, 0], dense[4] = 3.0, -1.0
     run = gradients.nonzero_rows if mode == "eager" else tf.function(gradients.nonzero_rows, jit_compile=True)
-    slices = run(tf.constant(dense))
-    assert [i for i in slices.indices.numpy() if i != ROWS] == [1, 4]
-    np.testing.assert_array_equal(to_dense(slices), dense)
+    for all_rows, rows in ((False, [1, 4]), (True, [*range(ROWS)])):
+        slices = run(tf.constant(dense), tf.constant(all_rows))
+        assert [i for i in slices.indices.numpy() if i != ROWS] == rows
+        np.testing.assert_array_equal(to_dense(slices), dense)

@@ -3,7 +3,7 @@
 import pytest
 
 from tf_adam_variants.state import layout
-from tf_adam_variants.state.layout import Entry
+from tf_adam_variants.state.layout import Entry, Layout
 
 SCALARS = [Entry(name, (), name) for name in layout.SCALARS]
 
@@ -115,12 +115,16 @@ def test_long_differences_are_cut():
 
 
 def test_json():
-    for entry in (Entry("momentum", (2, 3), "a_momentum"), Entry("iteration", (), "iteration", 7)):
-        assert layout.from_json(layout.to_json([entry])) == [entry]
+    excluded = Entry("momentum", (2, 3), "a_momentum", None, ("exclude_from_weight_decay",))
+    saved = Layout([excluded, Entry("iteration", (), "iteration", 7)], {"exclude_from_weight_decay": ["a"]})
+    assert Layout.from_json(saved.to_json()) == saved
     old = b'[["momentum", [2, 3], "a_momentum"], ["velocity", [2, 3], "a_velocity", null]]'  # without numbers
-    assert layout.from_json(old) == [
-        Entry("momentum", (2, 3), "a_momentum"),
-        Entry("velocity", (2, 3), "a_velocity"),
-    ]
+    assert Layout.from_json(old) == (
+        [
+            Entry("momentum", (2, 3), "a_momentum", None, None),
+            Entry("velocity", (2, 3), "a_velocity", None, None),
+        ],
+        {},
+    )
     assert layout.kind_of("dense_kernel_velocity_hat") == "velocity_hat"
     assert layout.kind_of("rounding_seed") == "rounding_seed"

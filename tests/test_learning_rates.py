@@ -56,6 +56,67 @@ def test_a_tensor_is_a_learning_rate_too():
     assert float(optimizer.learning_rate) == 0.125
 
 
+VARIABLES = {
+    "tf.Variable": lambda: tf.Variable(0.5),
+    "keras.Variable": lambda: keras.Variable(0.5),
+    "not trained": lambda: keras.Variable(0.5, trainable=False, name="learning_rate"),
+    "float64": lambda: tf.Variable(0.5, trainable=False, dtype=tf.float64, name="learning_rate"),
+    "an element": lambda: tf.Variable([0.5]),
+}
+
+
+@pytest.mark.parametrize("kind", VARIABLES)
+def test_a_variable_is_no_learning_rate_but_a_callable_follows_it(kind):
+    rate = VARIABLES[kind]()
+    optimizer = tav.QHAdam(0.25)
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+
+    def set_on(target):
+        target.learning_rate = rate
+
+    for use in (
+        tav.LAMB,
+        lambda rate: tav.AdamW.from_config({"learning_rate": rate}),
+        lambda _: set_on(optimizer),
+        lambda _: set_on(scaled),
+        lambda _: tf.function(set_on, autograph=False)(optimizer),
+    ):
+        with pytest.raises(ValueError, match=r"`learning_rate` must not be a variable.*callable.*assign"):
+            use(rate)
+    assert float(optimizer.learning_rate) == 0.25
+    if kind == "an element":
+        return
+    optimizer.learning_rate = lambda: rate
+    in_graph = tf.function(lambda: tf.convert_to_tensor(optimizer.learning_rate))
+    for value in (0.5, 0.125):
+        rate.assign(value)
+        assert float(optimizer.learning_rate) == float(in_graph()) == value
+
+
+def test_a_variable_of_each_replica_is_no_learning_rate():
+    with strategy_of("two replicas").scope():
+        for rate in (tf.Variable(0.5), keras.Variable(0.5)):
+            with pytest.raises(ValueError, match="must not be a variable"):
+                tav.AdamW(rate)
+
+
+@pytest.mark.parametrize("make", [tav.AdamW, keras.optimizers.Adam], ids=["ours", "Keras's"])
+def test_the_rate_of_an_optimizer_is_copied(make):
+    """Keras copies it too. `assign` on the rate is how Keras 2 set it."""
+    other = make(0.5)
+    optimizer = tav.LAMB(other.learning_rate)
+    for change in (0.25, 0.125):
+        other.learning_rate = change
+        optimizer.learning_rate = other.learning_rate
+        other.learning_rate = 1.0
+        assert float(optimizer.learning_rate) == change
+    optimizer.learning_rate = optimizer.learning_rate
+    optimizer.learning_rate *= 2
+    assert float(optimizer.learning_rate) == 0.25
+    optimizer.learning_rate.assign(0.0625)
+    assert optimizer.get_config()["learning_rate"] == 0.0625
+
+
 SMALL = float(np.float32(1e-3))  # Addons' rate, as Keras keeps it
 FALLING = keras.optimizers.schedules.InverseTimeDecay(SMALL, decay_steps=1, decay_rate=0.5)
 RATES = {

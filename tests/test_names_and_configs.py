@@ -1,15 +1,20 @@
 """Names that Keras resolves, and configurations that come back as they went."""
 
+import ast
 import json
 import subprocess
 import sys
+import warnings
 
 import keras
+import ml_dtypes
+import numpy as np
 import pytest
 from axes import CLASSES
 
 import tf_adam_variants as tav
 from tf_adam_variants.optimizer.variant import register_short_names
+from tf_adam_variants.utils import internals
 
 # A value other than the default for every argument. None of them is Keras's own business to check.
 COMMON = {
@@ -92,6 +97,56 @@ def test_names_that_are_taken_stay():
         del known["Fresh"], known["fresh"]
 
 
+def warnings_of_registering(*optimizers):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        register_short_names(*optimizers)
+    return [str(warning.message) for warning in found]
+
+
+def test_no_warning_of_names_where_all_is_as_it_was():
+    """Keras has always had "adamw"; importing the package again finds its own classes."""
+    assert not warnings_of_registering(tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
+    assert not warnings_of_registering(*(type(cls.__name__, (cls,), {}) for cls in (tav.AdamW, tav.LAMB)))
+
+
+@pytest.mark.parametrize("name", ["LAMB", "QHAdam", "QHAdamW"])
+def test_a_name_that_keras_takes_is_warned_of(name, monkeypatch):
+    """Keras has a Lamb without a name: the day that it gets one, "lamb" means another optimizer."""
+    theirs = keras.optimizers.SGD
+    monkeypatch.setitem(internals.keras_optimizers(), name.lower(), theirs)
+    known = keras.saving.get_custom_objects()
+    for short in (name, name.lower()):
+        monkeypatch.delitem(known, short)
+    (message,) = warnings_of_registering(tav.AdamW, tav.QHAdam, tav.QHAdamW, tav.LAMB)
+    for short in (name, name.lower()):
+        assert f'"{short}" means keras.src.optimizers.sgd.SGD; write "tf_adam_variants>{name}"' in message
+        assert type(keras.optimizers.get(short)) is theirs
+        assert short not in known
+    assert message.count("; write") == 2
+    ours = keras.optimizers.get(f"tf_adam_variants>{name}")
+    assert type(ours) is getattr(tav, name)
+    assert type(keras.optimizers.deserialize(keras.optimizers.serialize(ours))) is type(ours)
+
+
+@pytest.mark.slow
+def test_importing_warns_of_a_name_that_keras_takes():
+    program = (
+        "import keras, warnings\n"
+        "from keras.src.optimizers import ALL_OBJECTS_DICT\n"
+        "ALL_OBJECTS_DICT['lamb'] = keras.optimizers.SGD\n"
+        "with warnings.catch_warnings(record=True) as found:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import tf_adam_variants\n"
+        "    import tf_adam_variants.lamb\n"
+        "print([(w.filename, str(w.message)) for w in found if 'tf_adam_variants>' in str(w.message)])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ((file, message),) = ast.literal_eval(result.stdout)
+    assert file == "<string>"  # the program
+    assert message.endswith('"lamb" means keras.src.optimizers.sgd.SGD; write "tf_adam_variants>LAMB"')
+
+
 @pytest.mark.slow
 def test_somebody_else_s_registration_stays():
     """Where another package has taken "lamb" before, its optimizer keeps the name."""
@@ -103,7 +158,8 @@ def test_somebody_else_s_registration_stays():
         "assert type(keras.optimizers.get('lamb')) is Other\n"
         "assert type(keras.optimizers.get('LAMB')) is tav.LAMB\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert '"lamb" means __main__.Other; write "tf_adam_variants>LAMB"' in result.stderr
 
 
 @CLASSES
@@ -117,6 +173,91 @@ def test_every_argument_comes_back(cls):
     again = keras.optimizers.deserialize(json.loads(json.dumps(keras.optimizers.serialize(cls(**arguments)))))
     assert type(again) is cls
     assert again.get_config() == config
+
+
+# An argument as NumPy has it, of each kind.
+NUMPY = {
+    "scalars": {
+        bool: np.bool_,
+        int: np.int64,
+        float: np.float32,
+        str: np.str_,
+        list: lambda x: [*map(np.str_, x)],
+    },
+    "other scalars": {bool: np.bool_, int: np.uint8, float: np.float64, str: np.str_, list: np.array},
+    "rare scalars": {bool: np.bool_, int: np.int32, float: np.longdouble, str: np.str_, list: tuple},
+    "half precision": {bool: bool, int: int, float: ml_dtypes.bfloat16, str: str, list: list},
+    "arrays": dict.fromkeys((bool, int, float, str, list), np.array),
+}
+
+
+def as_numpy(kind, arguments):
+    return {name: NUMPY[kind][type(value)](value) for name, value in arguments.items()}
+
+
+def types(config):
+    return {name: type(value) for name, value in config.items()}
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+@CLASSES
+def test_every_argument_takes_numpy_s_scalars_and_keeps_python_s(cls, kind):
+    arguments = ARGUMENTS[cls] | {"sparse_update": "lazy", "fused": False}
+    set_later = cls()
+    lists = [name for name in arguments if name.startswith("exclude_")]  # cannot be set later
+    for name, value in as_numpy(kind, arguments).items():
+        if name not in lists:
+            setattr(set_later, name, value)
+    made = cls(**as_numpy(kind, arguments))
+    expected = cls(**arguments).get_config()
+    assert made.get_config() == expected
+    assert types(made.get_config()) == types(expected)
+    assert json.loads(json.dumps(made.get_config())) == expected
+    for name in lists:
+        assert {*map(type, made.get_config()[name])} == {str}
+        assert set_later.get_config()[name] is None
+    assert json.dumps(set_later.get_config() | {name: expected[name] for name in lists}) == json.dumps(
+        expected
+    )
+    for clip in ("clipnorm", "global_clipnorm"):
+        assert type(cls(**as_numpy(kind, {clip: 0.5})).get_config()[clip]) is float
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+def test_a_warm_up_takes_numpy_s_scalars(kind):
+    arguments = {
+        "schedule": 0.5,
+        "warmup_steps": 4,
+        "initial_learning_rate": 0.25,
+        "shift_schedule": True,
+        "name": "a",
+    }
+    made, set_later = (
+        tav.schedules.LinearWarmup(**as_numpy(kind, arguments)),
+        tav.schedules.LinearWarmup(0.1, 2),
+    )
+    for name, value in as_numpy(kind, arguments).items():
+        setattr(set_later, name, value)
+    for schedule in (made, set_later):
+        assert json.dumps(schedule.get_config()) == json.dumps(arguments)
+        assert types(schedule.get_config()) == types(arguments)
+        assert float(schedule(2)) == 0.375
+    with pytest.raises(ValueError, match="`warmup_steps` must be an integer >= 1"):
+        made.warmup_steps = 0
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+def test_callbacks_take_numpy_s_scalars(kind, tmp_path):
+    for cls, flag, folder, every in (
+        (tav.callbacks.TrustRatioLogger, "history", "log_dir", "update_freq"),
+        (tav.callbacks.AtomicBackupAndRestore, "delete_checkpoint", "backup_dir", "save_freq"),
+    ):
+        for frequency in ("epoch", 3):
+            arguments = {folder: str(tmp_path), every: frequency, flag: False}
+            callback = cls(**as_numpy(kind, arguments))
+            made = {name: getattr(callback, name) for name in arguments}
+            assert made == arguments
+            assert types(made) == types(arguments)
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])

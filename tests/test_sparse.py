@@ -193,6 +193,69 @@ def test_under_xla_indices_out_of_range_name_no_row(bad, sparse_update):
     assert not np.array_equal(tables[0].numpy()[0], [1, 1])
 
 
+# -- slices that are malformed
+
+MALFORMED = {
+    "fewer indices": (np.ones((3, 2)), [0, 1]),
+    "more indices": (np.ones((2, 2)), np.array([0, 1, 2])),
+    "no indices": (np.ones((2, 2)), []),
+    "indices of two dimensions": (np.ones((2, 2)), tf.constant([[0, 1]])),
+    "one index": (np.ones((1, 2)), tf.constant(0)),
+    "fractions": (np.ones((2, 2)), tf.constant([0.0, 1.0])),
+    "truth values": (np.ones((2, 2)), tf.constant([True, False])),
+}
+
+
+@pytest.mark.parametrize("sparse_update", ["exact", "lazy"])
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_malformed_slices_are_an_error_and_write_nothing(malformed, sparse_update):
+    values, indices = MALFORMED[malformed]
+    weights = [tf.Variable(np.ones(2), name="dense"), tf.Variable(np.ones((5, 2)), name="table")]
+    optimizer = tav.AdamW(sparse_update=sparse_update)
+    optimizer.build(weights)
+    before = [v.numpy() for v in [*weights, *optimizer.variables]]
+    with pytest.raises(ValueError, match="gradient of table must have one integer index per slice"):
+        optimizer.apply([tf.ones(2, tf.float64), tf.IndexedSlices(tf.constant(values), indices)], weights)
+    for variable, value in zip([*weights, *optimizer.variables], before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+@FUSED
+def test_slices_of_unknown_number_are_compared_when_they_are_known(fused):
+    weights = [tf.Variable(np.ones(2), name="dense"), tf.Variable(np.ones((5, 2)), name="table")]
+    optimizer = tav.AdamW(fused=fused)
+    optimizer.build(weights)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64), tf.TensorSpec([None], tf.int32)])
+    def apply(values, indices):
+        optimizer.apply([tf.ones(2, tf.float64), tf.IndexedSlices(values, indices)], weights)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="need an id each"):
+        apply(tf.ones((3, 2), tf.float64), [0, 1])
+    np.testing.assert_array_equal(weights[0], 1.0)
+    apply(tf.ones((2, 2), tf.float64), [0, 1])
+    assert np.all(weights[0].numpy() < 1)
+
+
+@axes.pairwise(
+    integer=["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "numpy", "list"],
+    sparse_update=["exact", "lazy"],
+    mode=["eager", "graph", "fused eager", "fused graph"],
+)
+def test_indices_of_any_integer_type(integer, sparse_update, mode):
+    indices = {"numpy": np.array([4, 0, 4]), "list": [4, 0, 4]}.get(integer)
+    indices = tf.constant([4, 0, 4], integer) if indices is None else indices
+
+    def step_with(indices):
+        table, optimizer = tf.Variable(np.ones((5, 2))), tav.AdamW(sparse_update=sparse_update)
+        optimizer.build([table])
+        gradient = tf.IndexedSlices(tf.constant(np.ones((3, 2))), indices)
+        cases.compiled(mode, optimizer, lambda: optimizer.apply([gradient], [table]))()
+        return table.numpy()
+
+    np.testing.assert_array_equal(step_with(indices), step_with(tf.constant([4, 0, 4], tf.int64)))
+
+
 # -- in models
 
 

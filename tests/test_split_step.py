@@ -199,6 +199,23 @@ def test_the_numbers_of_keras_training_step(kept):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("drops", [False, True])
+def test_random_numbers_are_those_of_xla(drops):
+    """As the docstring says: Keras's step without XLA draws others."""
+    ends = []
+    for how in ("split", "XLA", "neither"):
+        keras.utils.set_random_seed(1)
+        model = dense(keras.layers.Dropout(0.5 if drops else 0.0))
+        model.compile(tav.AdamW(0.01, fused=how == "split"), "mse", jit_compile=how == "XLA")
+        if how == "split":
+            tav.fused.split_step(model)
+        ends.append(trained(model, validate=False)["loss"])
+    split, xla, neither = ends
+    np.testing.assert_allclose(split, xla, rtol=1e-5)
+    assert np.allclose(split, neither, rtol=1e-5) != drops
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [lambda: dense(keras.layers.BatchNormalization()), embedding])
 @pytest.mark.parametrize("optimizer", [tav.AdamW, tav.LAMB])
 def test_replicas(model, optimizer):

@@ -5,6 +5,7 @@ of x, whatever the weights are.
 """
 
 import itertools
+import re
 
 import cases
 import keras
@@ -445,6 +446,44 @@ def test_variables_that_are_frozen_and_added(tmp_path):
     assert "trust_ratio/hidden/kernel" not in read_events(tmp_path)[19]
 
 
+def independent(learning_rate, **options):
+    return tav.AdamW(learning_rate, weight_decay_mode="independent", **options)
+
+
+NAN, ZERO = {"x": X * np.nan}, {"x": X * 0, "y": X[:, :1] * 0}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "data", "weights", "left_out"),
+    [
+        # The decay over the rate, times the weights, has a square that float32 does not hold. Biases are 0.
+        (lambda: independent(1e-22), {}, None, "(update|ratio).*kernel"),
+        (lambda: independent(0.0), {}, 0.0, "update|ratio"),
+        (lambda: independent(0.0, exclude_from_weight_decay=["bias"]), {}, None, "(update|ratio).*kernel"),
+        (lambda: independent(0.0, weight_decay=0.0), {}, None, None),
+        (lambda: tav.QHAdamW(epsilon=0.0), ZERO, None, "update|ratio"),  # a direction of 0 over 0
+        (lambda: tav.LAMB(), NAN, None, "ratio"),
+        (lambda: tav.LAMB(), {}, np.inf, "ratio"),
+        (lambda: tav.LAMB(exclude_from_layer_adaptation=["bias"]), NAN, None, "ratio.*kernel"),
+    ],
+)
+def test_what_is_not_defined_is_not_logged(optimizer, data, weights, left_out, tmp_path):
+    model = dense_model(optimizer())
+    if weights is not None:
+        model.set_weights([w * 0 + weights for w in model.get_weights()])
+    history = fit_dense(model, Logger(tmp_path, history=True), epochs=1, batch_size=len(X), **data)
+    (logged,) = read_events(tmp_path).values()
+    tags = [tag for tag in history if "/" in tag]
+    assert len(tags) == 12
+    for tag in tags:
+        if left_out and re.search(left_out, tag):
+            assert tag not in logged
+            assert np.isnan(history[tag])
+        else:
+            assert np.isfinite(logged[tag]) or (data is NAN and "update" in tag) or weights == np.inf
+            np.testing.assert_allclose(history[tag], [logged[tag]], rtol=1e-6)
+
+
 class Stop(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if int(self.model.optimizer.iterations.numpy()) == 5:
@@ -541,6 +580,12 @@ def test_wrong_arguments(name, wrong, tmp_path):
     for value in wrong:
         with pytest.raises(ValueError, match=f"`{name}` must be.*Received: {name}={value!r}"):
             Logger(**{"log_dir": tmp_path} | {name: value})
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=r"cannot write in `log_dir`: .*Received: log_dir=.*Take a folder"):
+        fit_dense(dense_model("lamb"), Logger(tmp_path / "file", 1))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", None])

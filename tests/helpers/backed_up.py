@@ -8,9 +8,10 @@ import sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tf_adam_variants as tav
-from tf_adam_variants.callbacks import backup_folder
+from tf_adam_variants.callbacks import backup_folder, model_optimizers
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3)).astype("float32")
@@ -37,13 +38,49 @@ def model(optimizer=lambda: tav.QHAdamW(0.05), width=4, **compiled):
     return made
 
 
+class Adversarial(keras.Model):
+    """Two networks, each with an optimizer that the first step builds, and no `call`."""
+
+    def __init__(self):
+        super().__init__()
+        self.makes = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), keras.layers.Dropout(0.5)])
+        self.judges = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        self.noise = keras.random.SeedGenerator(1)
+
+    def compile(self, optimizers, **options):
+        super().compile(**options)
+        self.of_its_own = optimizers
+
+    def optimizers(self):
+        return model_optimizers.find(self)[1:]
+
+    def train_step(self, data):
+        for part, sign, optimizer in zip((self.judges, self.makes), (1, -1), self.optimizers(), strict=False):
+            with tf.GradientTape() as tape:
+                noise = data[0] if self.noise is None else keras.random.normal((6, 3), seed=self.noise)
+                made = self.makes(noise, training=self.noise is not None)
+                loss = sign * tf.reduce_mean(tf.nn.softplus(self.judges(made)))
+                loss += sign * tf.reduce_mean(tf.nn.softplus(-self.judges(data[0])))
+            trained = part.trainable_variables[::sign]  # in another order than the model has them
+            optimizer.apply_gradients(zip(tape.gradient(loss, trained), trained, strict=True))
+        return {"loss": loss}
+
+
+def adversarial(optimizers=lambda: [tav.LAMB(0.05), tav.QHAdam(0.05)], **compiled):
+    keras.utils.set_random_seed(1)
+    made = Adversarial()
+    made.compile(optimizers(), **compiled)
+    return made
+
+
 def fit(made, *callbacks, epochs=EPOCHS, **options):
     options = {"x": X, "y": Y, "batch_size": 6, "shuffle": False} | options
     return made.fit(epochs=epochs, verbose=0, callbacks=list(callbacks), **options).history
 
 
 def state(made):
-    return [v.numpy() for v in [*made.variables, *made.optimizer.variables]]
+    optimizers = [made.optimizer, *(made.optimizers() if hasattr(made, "optimizers") else [])]
+    return [v.numpy() for v in [*made.variables, *(v for one in optimizers for v in one.variables)]]
 
 
 def same(one, other):
@@ -72,13 +109,13 @@ def die_at(calls):
     return made
 
 
-def train(folder, calls=-1, limit=None, error=None):
+def train(folder, calls=-1, limit=None, error=None, make=model, save_freq=1):
     """Train in this process; be killed at a call, or have files that cannot become larger than a limit.
 
     An OSError is written to the file `error`.
     """
-    made = model()
-    backup = tav.callbacks.AtomicBackupAndRestore(folder, save_freq=1)
+    made = make()
+    backup = tav.callbacks.AtomicBackupAndRestore(folder, save_freq)
 
     class Fault(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

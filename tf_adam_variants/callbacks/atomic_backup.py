@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_adam_variants.callbacks import training_state
+from tf_adam_variants.callbacks import model_optimizers, training_state
 from tf_adam_variants.callbacks.backup_folder import Backup, BackupFolder
 from tf_adam_variants.utils import checks, internals
 
-_FORMAT = 1
+_FORMAT = 2  # the first had no "builds", and left out what `model_optimizers.find` finds everywhere
 _END = object()
 
 
@@ -28,7 +28,9 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
     damaged, that is an error: training never starts over silently.
 
     A backup holds all variables of the model, random seeds among them, those of its optimizers, the epoch,
-    the step in the epoch, and what the metrics have counted in it.
+    the step in the epoch, and what the metrics have counted in it. A model with its own `train_step` may have
+    several optimizers: as attributes of it or of its layers, also in lists and dicts. Those that the first
+    step built are built again on the same variables.
 
     Args:
         backup_dir: str or path: a local folder for the backups of this `fit` alone. They take the room of
@@ -37,8 +39,9 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: whether to remove the backups when `fit` is done.
 
     Raises:
-        ValueError: on an argument outside its range; in `fit`, where the model has not been built, or a
-            backup does not belong to it.
+        ValueError: on an argument outside its range; in `fit`, where `backup_dir` is a file, the model has
+            not been built, a backup does not belong to it, or an optimizer trains variables that it does not
+            have.
         OSError: in `fit`, where a backup cannot be written, or none can be read.
 
     When `fit` resumes in an epoch, it draws the data of the epoch's first steps again without training on
@@ -66,12 +69,12 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ) -> None:
         super().__init__()
-        if not backup_dir or not isinstance(backup_dir, (str, os.PathLike)) or "://" in str(backup_dir):
+        backup_dir = checks.to_python(backup_dir)
+        text = str(backup_dir) if isinstance(backup_dir, (str, os.PathLike)) else ""
+        if not text or "://" in text or "\0" in text:
             checks.reject("backup_dir", backup_dir, "a local folder")
-        if save_freq != "epoch":
-            save_freq = checks.check_int("save_freq", save_freq, 1, '"epoch" or an integer >= 1')
         self.backup_dir = backup_dir
-        self.save_freq = save_freq
+        self.save_freq = checks.check_frequency("save_freq", save_freq, '"epoch" or an integer >= 1')
         self.delete_checkpoint = checks.check_bool("delete_checkpoint", delete_checkpoint)
         self._folder = BackupFolder(Path(backup_dir))
         self._epoch = 0
@@ -85,11 +88,8 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Resume from the newest backup that is whole."""
-        if not self.model.built:
-            raise ValueError(
-                f"AtomicBackupAndRestore needs a model that is built before `fit`. {self.model.name} is not: "
-                "give it an Input, or call it on a batch"
-            )
+        self._check_built()
+        self._check_folder()
         internals.restore_train_function(self.model)  # of a `fit` that an exception ended
         self._steps_since_backup = self._steps_to_skip = 0
         backup = self._folder.find_whole()
@@ -101,14 +101,40 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
                 "with it, or take another `backup_dir`"
             )
 
+    def _check_built(self) -> None:
+        """Raise a ValueError for a model whose variables do not exist yet."""
+        # One that only its `train_step` calls in parts has no `call`, and is never built itself.
+        without_call = type(self.model).call is keras.Model.call
+        parts = internals.layers_of(self.model)[1:] if without_call else [self.model]
+        unbuilt = [part.name for part in parts if not part.built]
+        if unbuilt:
+            raise ValueError(
+                f"AtomicBackupAndRestore needs a model that is built before `fit`. {unbuilt[0]} is not: "
+                "give it an Input, or call it on a batch"
+            )
+
+    def _check_folder(self) -> None:
+        """Raise an error that names the argument, where no backup could be written: rather now than later."""
+        try:
+            self._folder.prepare()
+        except NotADirectoryError as error:
+            allowed = f"a local folder, new or not. {error.strerror}: move it away, or take another folder"
+            checks.reject("backup_dir", self.backup_dir, allowed)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"No backup can be written in `backup_dir`: {error.strerror or error}. Received: "
+                f"backup_dir={self.backup_dir!r}. Take a folder that can be written, with room for backups",
+            ) from error
+
     def _restore(self, backup: Backup) -> None:
         saved = self._saved = backup.description
-        self._check(backup)
-        for layout, text in zip(training_state.find_layouts(self.model), saved["layouts"], strict=True):
+        optimizers = self._check(backup)
+        for layout, text in zip(model_optimizers.layouts(optimizers), saved["layouts"], strict=True):
             layout.deserialize(text)
         with backup.open() as file:
             arrays = training_state.read_arrays(file, saved["variables"])
-            training_state.assign(training_state.find_variables(self.model), arrays)
+            training_state.assign(training_state.find_variables(self.model, optimizers), arrays)
             self._metrics = list(training_state.read_arrays(file, saved["metrics"]))
         self._steps_to_skip = saved["step"]
         internals.set_initial_epoch(self.model, saved["epoch"])
@@ -118,22 +144,32 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
             f"{saved['step']} steps{damaged}"
         )
 
-    def _check(self, backup: Backup) -> None:
-        """Raise a ValueError for a backup of another model or optimizer. Build the optimizer if it was."""
-        saved, optimizer = backup.description, self.model.optimizer
-        if saved["format"] != _FORMAT:
+    def _check(self, backup: Backup) -> list[keras.optimizers.Optimizer]:
+        """Raise a ValueError for a backup of another model or optimizer. Build the optimizers that were."""
+        saved, model = backup.description, self.model
+        if saved["format"] not in (1, _FORMAT):
             raise ValueError(f"The backup {backup.path} was written by another version of tf_adam_variants")
-        if saved["built"] and optimizer is not None and not optimizer.built:
-            with self.model.distribute_strategy.scope():
-                optimizer.build(self.model.trainable_variables)
-        present = training_state.describe(training_state.find_variables(self.model))
-        training_state.check_same(saved["variables"], present, backup.path)
-        before, here = saved["optimizers"], training_state.name_optimizers(self.model)
+        first_format = saved["format"] == 1
+        optimizers = model_optimizers.find(model, everywhere=not first_format)
+        before, here = saved["optimizers"], model_optimizers.names(optimizers)
         if before != here:
             raise ValueError(
                 f"The backup {backup.path} is of a training with {', '.join(before)}. Here: "
                 f"{', '.join(here)}. Compile as before, or take another `backup_dir`"
             )
+        if first_format:
+            if saved["built"] and not model.optimizer.built:
+                with model.distribute_strategy.scope():
+                    model.optimizer.build(model.trainable_variables)
+        else:
+            weights = training_state.describe(model.variables)
+            if training_state.are_same(saved["variables"][: saved["weights"]], weights):
+                model_optimizers.build(model, optimizers, saved["builds"])
+        present = training_state.describe(training_state.find_variables(model, optimizers))
+        training_state.check_same(saved["variables"], present, backup.path)
+        if not first_format:
+            model_optimizers.check_same_builds(model, optimizers, saved["builds"], backup.path)
+        return optimizers
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Count the epoch's steps from 0."""
@@ -188,8 +224,10 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
         self._step += self.model.steps_per_execution
         if self._step <= self._steps_to_skip:
             return
+        if not self._steps_since_backup:  # rather now than when the first backup is due
+            model_optimizers.find_builds(self.model, model_optimizers.find(self.model))
         self._steps_since_backup += self.model.steps_per_execution
-        if isinstance(self.save_freq, int) and self._steps_since_backup >= self.save_freq:
+        if not isinstance(self.save_freq, str) and self._steps_since_backup >= self.save_freq:
             self._back_up(self._epoch, self._step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -210,17 +248,19 @@ class AtomicBackupAndRestore(keras.callbacks.Callback):
             self._folder.remove_all()
 
     def _back_up(self, epoch: int, step: int) -> None:
-        variables = training_state.find_variables(self.model)
+        optimizers = model_optimizers.find(self.model)
+        variables = training_state.find_variables(self.model, optimizers)
         metrics = self.model.metrics_variables if step else []  # an epoch begins with new ones
         description = {
             "format": _FORMAT,
-            "built": self.model.optimizer is not None and self.model.optimizer.built,
+            "builds": model_optimizers.find_builds(self.model, optimizers),
             "steps_per_execution": self.model.steps_per_execution,
             "epoch": epoch,
             "step": step,
-            "optimizers": training_state.name_optimizers(self.model),
+            "optimizers": model_optimizers.names(optimizers),
+            "weights": len(self.model.variables),
             "variables": training_state.describe(variables),
-            "layouts": [layout.serialize() for layout in training_state.find_layouts(self.model)],
+            "layouts": [layout.serialize() for layout in model_optimizers.layouts(optimizers)],
             "metrics": training_state.describe(metrics),
         }
         self._folder.write(description, training_state.arrays_of([*variables, *metrics]))

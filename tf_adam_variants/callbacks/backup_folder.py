@@ -8,11 +8,13 @@ what is backed up: bytes, and a description of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +24,7 @@ import numpy as np
 DESCRIPTION, ARRAYS, DIGESTS = "backup.json", "variables.bin", "SHA256SUMS"
 _NAME = re.compile(r"backup-\d{8,}")
 _UNFINISHED = ".unfinished"  # being written, or being removed
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Backup(NamedTuple):
@@ -42,6 +45,21 @@ class BackupFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._before: Path | None = None  # the newest that is known to be whole
+
+    def prepare(self) -> None:
+        """Make the folder, and try to write and to read there.
+
+        Raises:
+            OSError: where that cannot be done; NotADirectoryError where a file is in the place of a folder.
+        """
+        in_the_way = next(
+            (path for path in (self.folder, *self.folder.parents) if os.path.lexists(path)), None
+        )
+        if in_the_way is not None and not os.path.isdir(in_the_way):
+            raise NotADirectoryError(errno.ENOTDIR, f"{in_the_way} is no folder")
+        self._make()
+        os.rmdir(tempfile.mkdtemp(_UNFINISHED, "backup-", self.folder))
+        self._paths()
 
     def find_whole(self) -> Backup | None:
         """The newest backup whose digests are right; None where there is none at all.
@@ -77,9 +95,7 @@ class BackupFolder:
         path = self.folder / f"backup-{max(numbers, default=0) + 1:08}"
         unfinished = path.with_name(path.name + _UNFINISHED)
         try:
-            if not self.folder.exists():
-                self.folder.mkdir(parents=True)
-                _sync(self.folder.parent)
+            self._make()
             unfinished.mkdir()
             with _open_new(unfinished / ARRAYS) as (file, arrays_digest):
                 for array in arrays:
@@ -96,9 +112,10 @@ class BackupFolder:
             whole = (
                 f"The backup before it, {self._before}, is whole" if self._before else "There is none before"
             )
+            remedy = "Make room" if error.errno in _NO_ROOM else "Make it a folder that can be written"
             raise OSError(
                 error.errno,
-                f"No backup could be written in {self.folder}: {error.strerror or error}. {whole}. Make room "
+                f"No backup could be written in {self.folder}: {error.strerror or error}. {whole}. {remedy} "
                 "and start the program again",
             ) from error
         keep, self._before = {self._before, path}, path
@@ -110,6 +127,11 @@ class BackupFolder:
         self._before = None
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+    def _make(self) -> None:
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            _sync(self.folder.parent)
 
     def _paths(self) -> list[Path]:
         """The backups, the oldest first."""

@@ -121,9 +121,19 @@ class Before(NamedTuple):
         adapts = s.layer_adaptation or not hp.trust_ratio
         ratio = float(formula.trust_ratio(*halves, hp, c)) if adapts else 1.0
         weight_norm, update_norm = (math.sqrt(2) * float(half) for half in halves)
-        if s.weight_decay and not math.isfinite(float(c.weight_decay)):
-            return {"weight_norm": weight_norm}  # u is the decay over a learning rate of 0
-        return dict(zip(QUANTITIES, (weight_norm, update_norm, ratio), strict=True))
+        numbers = {"weight_norm": weight_norm}
+        # The decay over a learning rate of 0; or, with epsilon=0, a direction of 0 over 0.
+        decay = float(c.weight_decay) if s.weight_decay else 0.0
+        if not math.isfinite(decay) or (not math.isfinite(update_norm) and _are_finite(w, m, v)):
+            return numbers
+        numbers["update_norm"] = update_norm  # NaN shows a gradient that was not finite
+        if not adapts or all(map(math.isfinite, (weight_norm, update_norm, ratio))):
+            numbers["trust_ratio"] = ratio
+        return numbers
+
+
+def _are_finite(*tensors: Any) -> bool:
+    return all(bool(tf.reduce_all(tf.math.is_finite(tensor))) for tensor in tensors)
 
 
 def names(model: keras.Model, optimizer: AdamVariant) -> dict[str, Any]:

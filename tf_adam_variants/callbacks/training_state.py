@@ -18,32 +18,11 @@ from tf_adam_variants.optimizer import replicas
 Entry = dict[str, Any]  # a variable's name, shape, type and number of copies
 
 
-def find_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The model's optimizer first; then those that a model with its own `train_step` has as attributes."""
-    candidates = [model.optimizer]
-    for value in vars(model).values():
-        values = value.values() if isinstance(value, dict) else value
-        candidates += values if isinstance(value, (dict, list, tuple)) else [value]
-    return _unique(one for one in candidates if isinstance(one, keras.optimizers.Optimizer))
-
-
-def find_variables(model: keras.Model) -> list[Any]:
+def find_variables(model: keras.Model, optimizers: Iterable[keras.optimizers.Optimizer]) -> list[Any]:
     """Weights, random seeds and the states of the optimizers."""
     # Keras's files leave the seeds out, so Dropout would draw its first masks again.
-    slots = (variable for optimizer in find_optimizers(model) for variable in optimizer.variables)
-    return _unique([*model.variables, *slots])
-
-
-def name_optimizers(model: keras.Model) -> list[str]:
-    """The classes of its optimizers."""
-    classes = map(type, find_optimizers(model))
-    return [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes]
-
-
-def find_layouts(model: keras.Model) -> list[Any]:
-    """What the optimizers of this package know of their slots besides the values: when each was added."""
-    inner = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in find_optimizers(model)]
-    return [optimizer._layout for optimizer in inner if hasattr(optimizer, "_layout")]
+    slots = (variable for optimizer in optimizers for variable in optimizer.variables)
+    return list({id(one): one for one in (*model.variables, *slots)}.values())
 
 
 def describe(variables: Iterable[Any]) -> list[Entry]:
@@ -101,10 +80,6 @@ def assign(variables: Iterable[Any], arrays: Iterable[list[np.ndarray]]) -> None
         if len(copies) == len(others):
             for copy, array in zip(copies, others, strict=True):
                 copy.assign(array)
-
-
-def _unique(objects: Iterable[Any]) -> list[Any]:
-    return list({id(one): one for one in objects}.values())
 
 
 def _copies(variable: Any) -> list[Any]:

@@ -36,6 +36,9 @@ class TrustRatioLogger(keras.callbacks.Callback):
     hypothetical: LAMB would use it. Their steps change a variable by learning_rate / r of its norm, so that
     a learning rate becomes too large for the variable with the smallest r first.
 
+    What is not defined is not logged: u where an independent decay is divided by a learning rate of 0, and r
+    where a norm is not finite.
+
     Before a step that is logged, the callback copies the weights. After the step, it computes all of this
     from the copies and the optimizer's slots: the step itself is the same as without the callback.
 
@@ -56,6 +59,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
     Raises:
         ValueError: on an argument outside its range; in `fit`, where the model's optimizer is not one of this
             package (it may be in a `LossScaleOptimizer`).
+        OSError: in `fit`, where no event file can be written.
 
     Example:
         ```pycon
@@ -75,16 +79,13 @@ class TrustRatioLogger(keras.callbacks.Callback):
         self, log_dir: str | os.PathLike[str], update_freq: str | int = "epoch", history: bool = False
     ) -> None:
         super().__init__()
+        log_dir = checks.to_python(log_dir)
         if not log_dir or not isinstance(log_dir, (str, os.PathLike)):
             allowed = "a folder, as a str or a path: the one that TensorBoard is given"
             checks.reject("log_dir", log_dir, allowed)
-        if update_freq != "epoch":
-            allowed = (
-                '"epoch" or an integer >= 1: how many steps there are from one that is logged to the next'
-            )
-            update_freq = checks.check_int("update_freq", update_freq, 1, allowed)
+        allowed = '"epoch" or an integer >= 1: how many steps there are from one that is logged to the next'
         self.log_dir = log_dir
-        self.update_freq = update_freq
+        self.update_freq = checks.check_frequency("update_freq", update_freq, allowed)
         self.history = checks.check_bool("history", history)
         self._writer: Any = None
         self._before: norms.Before | None = None  # the state before a step that is logged
@@ -120,7 +121,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         self._due = False
         self._count()
         self._numbers = before.norms()
-        self._writer = self._writer or tf.summary.create_file_writer(os.fspath(self.log_dir))
+        self._writer = self._writer or self._make_writer()
         # Keras's TensorBoard callback may have switched recording off for this step.
         with self._writer.as_default(norms.count_updates(self._optimizer)), tf.summary.record_if(True):
             for tag, number in self._numbers.items():
@@ -143,8 +144,17 @@ class TrustRatioLogger(keras.callbacks.Callback):
             self._writer.close()
             self._writer = None
 
+    def _make_writer(self) -> Any:
+        try:
+            return tf.summary.create_file_writer(os.fspath(self.log_dir))
+        except tf.errors.OpError as error:
+            raise OSError(
+                f"TrustRatioLogger cannot write in `log_dir`: {error.message}. Received: "
+                f"log_dir={self.log_dir!r}. Take a folder that can be written"
+            ) from error
+
     def _count(self) -> None:
         """Read how many steps the optimizer has taken, and find the next that is to be logged."""
         self._steps = internals.count_steps(self._optimizer)
         freq = self.update_freq
-        self._next = (self._steps // freq + 1) * freq if isinstance(freq, int) else float("inf")
+        self._next = float("inf") if isinstance(freq, str) else (self._steps // freq + 1) * freq

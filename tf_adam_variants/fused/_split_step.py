@@ -21,9 +21,11 @@ def split_step(model: keras.Model) -> None:
     After this, `fit` and `train_on_batch` make two parts of Keras's `train_step`: what yields the loss, the
     metrics and the gradients is compiled by XLA, also where Keras would not do so; then the optimizer takes
     its step. All else stays as it is: sample and class weights, losses of layers, loss scaling, accumulation,
-    averages, clipping, `steps_per_execution`, strategies. The numbers are the same to rounding. `evaluate`,
-    `predict`, saving and loading are untouched. `model.compile` undoes it; a loaded model has to be split
-    again.
+    averages, clipping, `steps_per_execution`, strategies. `evaluate`, `predict`, saving and loading are
+    untouched. `model.compile` undoes it; a loaded model has to be split again.
+
+    The numbers are those of Keras's step with XLA, to rounding. They are those of a step without XLA too,
+    unless a layer draws random numbers, as Dropout does: from the same seed, XLA draws others.
 
     The training step stays Keras's, and a log line says why, where the op is not built or cannot be loaded,
     and where XLA cannot compile a layer (`supports_jit=False`, as of `TextVectorization`): Keras does without

@@ -23,7 +23,12 @@ def accumulate(
     lazy_indices: frozenset[int],
 ) -> None:
     """Add gradients to the sums, or step with the mean if it is due. Runs once for all replicas."""
-    sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(v)].value for v in variables]
+    indices = [optimizer._get_variable_index(v) for v in variables]
+    sums = [optimizer._accumulated_gradients[i].value for i in indices]
+    is_lazy = optimizer.sparse_update == "lazy"
+    if is_lazy:
+        dense = {*indices} - lazy_indices
+        flags = optimizer._dense_sums.add([i in dense for i in range(len(optimizer._trainable_variables))])
 
     def on_each(function: Callable[[Any, Any], Any]) -> list[Any]:
         pairs = zip(sums, grads, strict=True)
@@ -31,7 +36,10 @@ def accumulate(
 
     def step() -> None:
         means = on_each(lambda total, g: (g + total) / optimizer.gradient_accumulation_steps)
-        optimizer._step(strategy, means, optimizer.learning_rate, variables, lazy_indices)
+        all_rows = {i: flags[i] for i in lazy_indices}
+        optimizer._step(strategy, means, optimizer.learning_rate, variables, all_rows)
+        if is_lazy:
+            optimizer._dense_sums.assign(strategy, tf.zeros_like(flags))
         for total in optimizer._accumulated_gradients:  # all of them, as in Keras
             if total is not None:
                 strategy.extended.update(
@@ -40,6 +48,8 @@ def accumulate(
 
     def add() -> None:
         on_each(lambda total, g: total.assign(total + g))  # faster than `assign_add`, measured
+        if is_lazy:
+            optimizer._dense_sums.assign(strategy, flags)
 
     tf.cond(is_due(optimizer), step, add)
 

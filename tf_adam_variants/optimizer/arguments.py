@@ -108,12 +108,13 @@ COMMON = {
     "ema_momentum": Argument(
         0.99,
         checks.check_fraction,
-        "float in [0, 1], the decay rate of the average.",
+        "float in [0, 1], the decay rate of the average per batch, also between the updates of "
+        "`gradient_accumulation_steps`.",
     ),
     "ema_overwrite_frequency": Argument(
         None,
         checks.int_or_none_check(1),
-        "int >= 1 or None, in steps: how often the average overwrites the weights. None: only at the end "
+        "int >= 1 or None, in updates: how often the average overwrites the weights. None: only at the end "
         "of `fit`.",
     ),
     "loss_scale_factor": Argument(
@@ -124,8 +125,9 @@ COMMON = {
     "gradient_accumulation_steps": Argument(
         None,
         checks.int_or_none_check(2),
-        "int >= 2 or None, the number of steps per update. An update uses the mean of the gradients since "
-        "the last update.",
+        "int >= 2 or None, the number of batches per update. An update uses the mean of the gradients since "
+        "the last update. It changes only variables with a gradient in its last batch. Learning rate "
+        "schedules and averages count batches, as in Keras: multiply their steps by this number.",
     ),
 }
 
@@ -158,10 +160,12 @@ def _nearest(name: str, known: list[str]) -> str | None:
 
 def check_together(options: Mapping[str, Any]) -> None:
     """Raise for options that exclude each other."""
-    clippings = {name: options[name] for name in _CLIPPINGS if options.get(name) is not None}
-    if len(clippings) > 1:
+    clippings = {name: options.get(name) for name in _CLIPPINGS}
+    if sum(value is not None for value in clippings.values()) > 1:
         received = ", ".join(f"{name}={value!r}" for name, value in clippings.items())
-        raise ValueError(f"Only one of {', '.join(_CLIPPINGS)} can be set. Received: {received}")
+        raise ValueError(  # in the words of Keras, which programs may match
+            f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Received: {received}"
+        )
     if options.get("stochastic_rounding") and options.get("master_weights"):
         checks.reject("stochastic_rounding", True, "False with master_weights=True, which rounds to nearest")
     if options.get("ema_overwrite_frequency") and not options.get("use_ema"):

@@ -37,13 +37,14 @@ class Attributes(keras.optimizers.Optimizer):
         defaults["name"] = self._default_name
         # Checked here because Keras's constructor compares some of them before it sets them.
         options = {name: arguments.check_argument(name, value) for name, value in (defaults | common).items()}
+        arguments.check_together(options)
         learning_rate = checks.check_learning_rate("learning_rate", learning_rate)
         # Keras's constructor sets attributes that are read from it.
         object.__setattr__(self, "_hyperparameters", hyperparameters.with_peak_of(learning_rate))
         # Keras keeps its method's argument in `_exclude_from_weight_decay`, so these have other names.
         decay_exclusions = Exclusions("exclude_from_weight_decay", options.pop("exclude_from_weight_decay"))
         no_adaptation = checks.check_patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
-        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", no_adaptation)
+        adaptation_exclusions = Exclusions("exclude_from_layer_adaptation", no_adaptation, decay_exclusions)
         own = {name: options.pop(name) for name in _OPTIONS}
         if own["fused"] is True and not _library.load():
             raise ValueError(f"`fused=True` needs the compiled op. {_library.reason()}")
@@ -100,6 +101,10 @@ class Attributes(keras.optimizers.Optimizer):
                 f"Received: {name}={value!r}. Make a new optimizer"
             )
 
+    @property
+    def _exclusions(self) -> tuple[Exclusions, Exclusions]:
+        return self._decay_exclusions, self._adaptation_exclusions
+
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
         """An optimizer with this configuration. With fused=True only training needs the fused kernels."""
@@ -131,11 +136,12 @@ class Attributes(keras.optimizers.Optimizer):
             var_names: list of regular expressions, searched in the variables' paths.
 
         Raises:
-            ValueError: after the optimizer is built, when it is too late.
+            ValueError: after the optimizer is built, when it is too late, unless the call changes nothing.
         """
-        if self.built:
+        if not self.built:
+            self._decay_exclusions.add(var_list, var_names)
+        elif self._decay_exclusions.would_change(var_list, var_names, self._trainable_variables):
             raise ValueError(
                 f"`exclude_from_weight_decay()` must be called before {self.name} is built, that is "
                 "before the first step: which variables decay is fixed by then."
             )
-        self._decay_exclusions.add(var_list, var_names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 import keras
@@ -37,8 +37,6 @@ class AdamVariant(Attributes, Savable):
         **common: Unpack[arguments.Common],
     ) -> None:
         super().__init__(hyperparameters, learning_rate, exclude_from_layer_adaptation, common)
-        self._no_decay: frozenset[int] = frozenset()  # indices of variables, fixed by `build`
-        self._no_adaptation: frozenset[int] = frozenset()
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -72,11 +70,11 @@ class AdamVariant(Attributes, Savable):
             slots.check_half_options(self, variables)
             super().build(new)
         slots.create(self, new)
-        everything = self._trainable_variables
-        self._no_decay = self._no_adaptation = self._decay_exclusions.find_indices(everything)
-        if self._adaptation_exclusions.patterns is not None:
-            self._no_adaptation = self._adaptation_exclusions.find_indices(everything)
-        self._devices = frozenset(map(replicas.devices, everything))
+        for exclusions in self._exclusions:
+            exclusions.fix(self._trainable_variables)
+        self._devices = frozenset(map(replicas.devices, self._trainable_variables))
+        if self.gradient_accumulation_steps:
+            self._dense_sums.create()
         self._restore_new_slots(len(new), slots_before)
 
     def add_variable_from_reference(
@@ -116,11 +114,13 @@ class AdamVariant(Attributes, Savable):
         if not self.built:
             self.build(variables)
         self._check_restored()
+        for exclusions in self._exclusions:
+            exclusions.warn_unmatched(self._trainable_variables)
         gradients.check_known(variables, keys, self._trainable_variables_indices, self.name)
         with (
             keras.name_scope(self.name, caller=self),
             # A wrong index anywhere stops the step before any variable is written.
-            tf.control_dependencies(gradients.assert_indices_in_range(grads, variables)),
+            tf.control_dependencies(gradients.assert_indices(grads, variables)),
         ):
             present, stepped = gradients.drop_missing(grads, variables)
             overwrite = functools.partial(accumulation.overwrite, self)
@@ -151,11 +151,10 @@ class AdamVariant(Attributes, Savable):
             for g, v in zip(grads, variables, strict=True)
             if lazy and isinstance(g, tf.IndexedSlices)
         )
-        step = functools.partial(
-            accumulation.accumulate if accumulates else AdamVariant._step,
-            self,
-            variables=variables,
-            lazy_indices=lazy_indices,
+        step = (
+            functools.partial(accumulation.accumulate, self, variables=variables, lazy_indices=lazy_indices)
+            if accumulates
+            else functools.partial(AdamVariant._step, self, variables=variables)
         )
         # In the context of a replica, where a callable may ask for it; accumulating, only when it is due.
         rate = None if accumulates else self.learning_rate
@@ -181,9 +180,19 @@ class AdamVariant(Attributes, Savable):
         grads: list[Any],
         learning_rate: Any,
         variables: list[Any],
-        lazy_indices: frozenset[int] = frozenset(),
+        all_rows: Mapping[int, Any] | None = None,
     ) -> None:
-        """Group the variables by engine, and update each group on each replica."""
+        """Group the variables by engine, and update each group on each replica.
+
+        Args:
+            strategy: that of the replicas.
+            grads: one gradient per variable.
+            learning_rate: a number, or one per replica.
+            variables: the variables.
+            all_rows: whether all rows of a variable step, by its index, where the gradient is a mean that is
+                dense, and the update lazy. Otherwise its rows that are not zero do.
+        """
+        all_rows = all_rows or {}
         rate = replicas.first_replica_value(strategy, learning_rate)
         rate, iterations = map(tf.convert_to_tensor, (rate, self.iterations))
         seed = tf.convert_to_tensor(self._rounding_seed) if self.stochastic_rounding else None
@@ -193,7 +202,7 @@ class AdamVariant(Attributes, Savable):
         for gradient, variable in zip(grads, variables, strict=True):
             index = self._get_variable_index(variable)
             first = replicas.first_replica_value(strategy, gradient)
-            sparse = isinstance(first, tf.IndexedSlices) or index in lazy_indices
+            sparse = isinstance(first, tf.IndexedSlices) or index in all_rows
             devices = one_place or replicas.devices(variable)
             key = engine_of(variable.dtype, sparse), variable.dtype, devices, self._added_at.call_of(index)
             groups.setdefault(key, []).append((gradient, variable, index))
@@ -205,7 +214,7 @@ class AdamVariant(Attributes, Savable):
                 self._step_on_device,
                 variables=own_variables,
                 indices=own_indices,
-                lazy_indices=lazy_indices,
+                all_rows=all_rows,
                 engine=engine,
                 inputs=inputs,
             )
@@ -229,15 +238,15 @@ class AdamVariant(Attributes, Savable):
         grads: Any,
         variables: Any,
         indices: Any,
-        lazy_indices: frozenset[int],
+        all_rows: Mapping[int, Any],
         engine: Engine,
         inputs: Any,
     ) -> None:
         """Update variables on one device, that of the first one."""
         states = []
         for gradient, variable, index in zip(grads, variables, indices, strict=True):
-            if index in lazy_indices:
-                gradient = gradients.nonzero_rows(gradient)
+            if index in all_rows:
+                gradient = gradients.nonzero_rows(gradient, all_rows[index])
             if self.clipnorm or self.clipvalue:
                 gradient = gradients.unique_rows(gradient, variable)
                 gradient = gradients.clip(gradient, self.clipnorm, self.clipvalue)
@@ -260,8 +269,8 @@ class AdamVariant(Attributes, Savable):
             momentum=slot(True, "_momentums"),
             velocity=slot(True, "_velocities"),
             gradient=gradient,
-            weight_decay=index not in self._no_decay,
-            layer_adaptation=index not in self._no_adaptation,
+            weight_decay=index not in self._decay_exclusions.indices,
+            layer_adaptation=index not in self._adaptation_exclusions.indices,
             velocity_hat=slot(self._hyperparameters.amsgrad, "_velocity_hats"),
             master_weight=slot(self.master_weights, "_master_weights"),
             rng_stream=index if self.stochastic_rounding and is_half(variable) else None,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import enum
-import warnings
 from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_adam_variants.engines.formula import to_float32
 from tf_adam_variants.optimizer import replicas
-from tf_adam_variants.optimizer.exclusions import levels_to_caller
-from tf_adam_variants.utils import internals
+from tf_adam_variants.utils import checks, internals
 from tf_adam_variants.utils.variables import path_of, paths_of, state_dtype
 
 
@@ -30,7 +30,9 @@ class Form(enum.Enum):
 def check_distinct(variables: list[Any], keys: list[Any], name: str) -> None:
     """Raise a ValueError where a variable is given more than once."""
     if len(set(keys)) != len(keys):
-        raise ValueError(f"{name} was given a variable more than once: {paths_of(variables)}")
+        counts = collections.Counter(keys)
+        repeated = [v for v, key in zip(variables, keys, strict=True) if counts[key] > 1]
+        raise ValueError(f"{name} was given a variable more than once: {paths_of(repeated)}")
 
 
 def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) -> list[Any]:
@@ -51,7 +53,7 @@ def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) ->
             f"{len(variables)} variables: {paths_of(variables)}"
         )
     check_distinct(variables, keys, name)
-    grads = [_convert_lists(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
+    grads = [_convert(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
     for gradient, variable in zip(grads, variables, strict=True):
         if gradient is not None and not tf.TensorShape(variable.shape).is_compatible_with(
             _shape_of(gradient)
@@ -63,14 +65,29 @@ def check(grads: list[Any], variables: list[Any], keys: list[Any], name: str) ->
     return grads
 
 
-def _convert_lists(gradient: Any, variable: Any) -> Any:
-    """A gradient, or the indices of IndexedSlices, as a tensor: Keras allows lists and tuples."""
+def _convert(gradient: Any, variable: Any) -> Any:
+    """A gradient as a tensor, Keras allows lists and tuples; the indices of IndexedSlices as int32 or int64.
+
+    Raises:
+        ValueError: for IndexedSlices without one integer index per slice.
+    """
     if isinstance(gradient, (list, tuple)):
         return tf.convert_to_tensor(gradient, state_dtype(variable))
-    if isinstance(gradient, tf.IndexedSlices) and isinstance(gradient.indices, (list, tuple)):
-        indices = tf.convert_to_tensor(gradient.indices, tf.int64)
-        return tf.IndexedSlices(gradient.values, indices, gradient.dense_shape)
-    return gradient
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    values, indices = gradient.values, gradient.indices
+    if not tf.is_tensor(values):
+        values = tf.convert_to_tensor(values, state_dtype(variable))
+    if not tf.is_tensor(indices):
+        indices = tf.convert_to_tensor(np.array(indices, None if len(indices) else np.int64))
+    if not indices.dtype.is_integer or not indices.shape.is_compatible_with(values.shape[:1]):
+        raise ValueError(
+            f"The gradient of {path_of(variable)} must have one integer index per slice. Received: "
+            f"indices of shape {indices.shape} and type {indices.dtype.name}, values of shape {values.shape}"
+        )
+    if indices.dtype not in (tf.int32, tf.int64):
+        indices = tf.cast(indices, tf.int64)
+    return tf.IndexedSlices(values, indices, gradient.dense_shape)
 
 
 def _shape_of(gradient: Any) -> tf.TensorShape:
@@ -80,8 +97,8 @@ def _shape_of(gradient: Any) -> tf.TensorShape:
     return tf.TensorShape(gradient.shape)
 
 
-def assert_indices_in_range(grads: list[Any], variables: list[Any]) -> list[Any]:
-    """Assertions that all indices are rows; without them a GPU silently ignores the others."""
+def assert_indices(grads: list[Any], variables: list[Any]) -> list[Any]:
+    """Assertions that all indices are rows, as many as values; a GPU would silently ignore the others."""
     assertions = []
     for gradient, variable in zip(grads, variables, strict=True):
         if isinstance(gradient, tf.IndexedSlices):
@@ -91,6 +108,9 @@ def assert_indices_in_range(grads: list[Any], variables: list[Any]) -> list[Any]
                 tf.debugging.assert_greater_equal(indices, tf.zeros((), indices.dtype), message)
             )
             assertions.append(tf.debugging.assert_less(indices, tf.constant(rows, indices.dtype), message))
+            if not (indices.shape + gradient.values.shape[:1]).is_fully_defined():
+                sizes = tf.shape(indices), tf.shape(gradient.values)[:1]
+                assertions.append(tf.debugging.assert_equal(*sizes, "A gradient's slices need an id each"))
     return [assertion for assertion in assertions if assertion is not None]  # None: it ran eagerly
 
 
@@ -114,10 +134,9 @@ def drop_missing(grads: list[Any], variables: list[Any]) -> tuple[list[Any], lis
     if len(missing) == len(grads):
         raise ValueError("No gradients provided for any variable.")
     if missing:
-        warnings.warn(
+        checks.warn(
             f"Gradients do not exist for variables {missing} when minimizing the loss. If using "
-            "`model.compile()`, did you forget to provide a `loss` argument?",
-            stacklevel=levels_to_caller(),
+            "`model.compile()`, did you forget to provide a `loss` argument?"
         )
     pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
     return [g for g, _ in pairs], [v for _, v in pairs]
@@ -191,10 +210,10 @@ def sum_repeated_indices(slices: tf.IndexedSlices, rows: int, dtype: tf.DType) -
     return tf.IndexedSlices(tf.math.unsorted_segment_sum(values, position, tf.shape(indices)[0]), unique)
 
 
-def nonzero_rows(gradient: Any) -> tf.IndexedSlices:
-    """The rows of a dense gradient that are not all zeros, padded under XLA as above."""
+def nonzero_rows(gradient: Any, all_rows: Any) -> tf.IndexedSlices:
+    """The rows of a dense gradient that are not all zeros, or all of them; padded under XLA as above."""
     rows, other_axes = gradient.shape[0], tuple(range(1, gradient.shape.rank))
-    nonzero = tf.reduce_any(gradient != 0, axis=other_axes)
+    nonzero = tf.reduce_any(gradient != 0, axis=other_axes) | all_rows
     if not internals.is_xla_compiling():
         indices = tf.where(nonzero)[:, 0]
         return tf.IndexedSlices(tf.gather(gradient, indices), indices)

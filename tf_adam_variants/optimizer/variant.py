@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import warnings
 from typing import TypeVar, get_type_hints
 
 import keras
@@ -17,7 +18,8 @@ Variant = TypeVar("Variant", bound=type[AdamVariant])
 # Texts that the docstrings of several optimizers share.
 HYPERPARAMETERS = {
     "learning_rate": (
-        "float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable without arguments."
+        "float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable without arguments, "
+        "as `lambda: variable`."
     ),
     "weight_decay": (
         "float >= 0 or None, the weight decay l of the formula, dimensionless. 0 or None disables it."
@@ -104,13 +106,29 @@ def _entry(name: str, text: str) -> str:
     return textwrap.fill(f"{name}: {text}", 100, subsequent_indent="    ", break_on_hyphens=False)
 
 
+KEPT_BY_KERAS = frozenset({"adamw"})  # these names were never ours
+
+
 def register_short_names(*optimizers: type[keras.optimizers.Optimizer]) -> None:
     """Make each class known to Keras by its name and by its name in lower case.
 
     A name that already resolves, in Keras or by another registration, does not change: Keras keeps "adamw".
+    Where that takes another name from us, a configuration with this name means another optimizer than before,
+    of which a warning tells.
     """
-    known = keras.saving.get_custom_objects()
+    known, of_keras = keras.saving.get_custom_objects(), internals.keras_optimizers()
+    taken = []
     for optimizer in optimizers:
         for name in (optimizer.__name__, optimizer.__name__.lower()):
-            if name not in known and name.lower() not in internals.keras_optimizer_names():
+            if name not in known and name.lower() not in of_keras:
                 known[name] = optimizer
+            other = known.get(name) or of_keras[name.lower()]
+            ours = other.__module__.partition(".")[0] == __name__.partition(".")[0]
+            if other is not optimizer and not ours and name.lower() not in KEPT_BY_KERAS:
+                always = keras.saving.get_registered_name(optimizer)
+                taken.append(f'"{name}" means {other.__module__}.{other.__name__}; write "{always}"')
+    if taken:
+        warnings.warn(
+            f"Names of optimizers that mean others here than those of tf_adam_variants: {', '.join(taken)}",
+            stacklevel=3,  # the import of the package
+        )

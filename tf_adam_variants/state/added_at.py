@@ -7,7 +7,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+
+def create_untracked(optimizer: Any, value: Any, name: str) -> keras.Variable:
+    """A variable that is not in `optimizer.variables`: the layout of a saved state holds its value."""
+    value, strategy = np.asarray(value), optimizer._distribution_strategy
+    scope = contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope()
+    with scope, keras.name_scope(optimizer.name, caller=optimizer):
+        return keras.Variable(
+            lambda shape, dtype: tf.constant(value, dtype),
+            shape=value.shape,
+            dtype=value.dtype.name,
+            trainable=False,
+            name=name,
+        )
 
 
 class AddedAt:
@@ -31,17 +46,7 @@ class AddedAt:
         self._add(range(end - number, end), updates)
 
     def _add(self, indices: Iterable[int], updates: int) -> None:
-        strategy, name = self._optimizer._distribution_strategy, self._optimizer.name
-        scope = contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope()
-        with scope, keras.name_scope(name, caller=self._optimizer):
-            variable = keras.Variable(
-                lambda shape, dtype: tf.constant(updates, dtype),
-                shape=(),
-                dtype="int64",
-                trainable=False,
-                name="added_at",
-            )
-        self.variables.append(variable)
+        self.variables.append(create_untracked(self._optimizer, np.int64(updates), "added_at"))
         self._calls |= dict.fromkeys(indices, len(self.variables))
 
     def call_of(self, index: int) -> int:
@@ -58,6 +63,14 @@ class AddedAt:
         start = tf.minimum(tf.convert_to_tensor(variable), tf.cast(iterations, tf.int64))
         variable.assign(start)
         return iterations - tf.cast(start, iterations.dtype)
+
+    def check_not_traced(self, indices: Iterable[int], what: str) -> None:
+        """Raise a ValueError where a function that is traced already would miss a change of variables."""
+        if not self._traced.isdisjoint(indices):
+            raise ValueError(
+                f"In the saved state, {what}, and a function with its step is traced already. Restore the "
+                "state before the first step"
+            )
 
     def values(self) -> dict[int, int]:
         """The number of updates before each added variable, by its index."""
@@ -79,11 +92,8 @@ class AddedAt:
             members.setdefault(group, []).append(index)
         starts: dict[int, int] = {0: 0}  # by call: the number that its variable takes
         moved = [group for group in members if starts.setdefault(*group) != group[1]]
-        if any(not self._traced.isdisjoint(members[group]) for group in moved):
-            raise ValueError(
-                f"In the saved state, {self._optimizer.name} took variables later than here, and a function "
-                "with its step is traced already. Restore the state before the first step"
-            )
+        for group in moved:
+            self.check_not_traced(members[group], f"{self._optimizer.name} took variables later than here")
         for call, start in starts.items():
             if call:
                 self.variables[call - 1].assign(start)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 SLOTS = ("gradient_accumulator", "master_weight", "velocity_hat", "velocity", "momentum", "average")
+MOMENTS = ("momentum", "velocity")  # the slots that every optimizer has
+ZEROS = (*MOMENTS, "velocity_hat", "gradient_accumulator")  # the slots that begin at zero
 SCALARS = ("iteration", "learning_rate")
 OPTIONS = (  # that decide which variables exist
     "amsgrad, use_ema, gradient_accumulation_steps, master_weights, stochastic_rounding, a float or a "
@@ -26,6 +28,8 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     name: str
     added_at: int | None = None  # the number of updates before; None: it was there from the first
+    excluded_from: tuple[str, ...] | None = ()  # arguments that exclude its variable; None: not known
+    had_dense: bool = False  # whether the sum of its gradients, which wait for the update, has a dense one
 
     @property
     def variable(self) -> str:
@@ -33,19 +37,40 @@ class Entry(NamedTuple):
         return self.name.removesuffix(f"_{self.kind}")
 
 
+class Layout(NamedTuple):
+    """What is saved with the values: an entry per variable, and the patterns of each argument."""
+
+    entries: list[Entry]
+    patterns: dict[str, list[str]]
+
+    def to_json(self) -> str:
+        """The text that is saved."""
+        return json.dumps({"variables": self.entries, "patterns": self.patterns})
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Layout:
+        """The layout in a text that was saved. An older version saved the entries alone."""
+        saved = json.loads(text)
+        if isinstance(saved, list):
+            saved = {"variables": saved, "patterns": {}}
+        return cls([_read_entry(*fields) for fields in saved["variables"]], saved["patterns"])
+
+
+def _read_entry(
+    kind: str,
+    shape: list[int],
+    name: str,
+    added_at: int | None = None,
+    excluded_from: list[str] | None = None,
+    had_dense: bool = False,
+) -> Entry:
+    excluded = None if excluded_from is None else tuple(excluded_from)
+    return Entry(kind, tuple(shape), name, added_at, excluded, had_dense)
+
+
 def kind_of(name: str) -> str:
     """The kind of the optimizer's variable of this name: "dense_kernel_momentum" is a "momentum"."""
     return next((slot for slot in SLOTS if name.endswith(f"_{slot}")), name)
-
-
-def to_json(entries: Iterable[Entry]) -> str:
-    """The text that is saved."""
-    return json.dumps(list(entries))
-
-
-def from_json(text: bytes | str) -> list[Entry]:
-    """The entries of a text that was saved."""
-    return [Entry(kind, tuple(shape), name, *more) for kind, shape, name, *more in json.loads(text)]
 
 
 def match(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> list[int]:
@@ -74,6 +99,50 @@ def match(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> l
             f"The state saved for {optimizer} is in another order: {names(saved)}. Here: {names(present)}"
         )
     return found
+
+
+def match_some(saved: Sequence[Entry], present: Sequence[Entry]) -> list[int | None]:
+    """For each present variable the place of its value among those that were saved; None where none fits.
+
+    By position where the kinds and names are the same but for Keras's numbers; otherwise by name. The slots
+    of a variable whose moments are not there are all left out.
+    """
+    places: list[int | None] = [find(entry, saved) for entry in present]
+    if _kinds_and_names(saved) == _kinds_and_names(present):
+        pairs = enumerate(zip(saved, present, strict=True))
+        places = [i if one.shape == other.shape else None for i, (one, other) in pairs]
+    doubles = {place for place in places if places.count(place) > 1}
+    places = [None if place in doubles else place for place in places]
+    without = {
+        entry.variable
+        for entry, place in zip(present, places, strict=True)
+        if place is None and entry.kind in MOMENTS
+    }
+    return [
+        None if entry.kind in SLOTS and entry.variable in without else place
+        for entry, place in zip(present, places, strict=True)
+    ]
+
+
+def begin_anew(
+    saved: Sequence[Entry], places: Sequence[int | None], present: Sequence[Entry], updates: int
+) -> list[Entry | None]:
+    """Per present variable its saved entry. One whose moments are not there is added after these updates.
+
+    Args:
+        saved: the saved entries.
+        places: those of the present variables among them; None where there is none.
+        present: the present entries.
+        updates: how many there were when the state was saved.
+    """
+    return [
+        saved[place]
+        if place is not None
+        else entry._replace(added_at=updates or None, excluded_from=None)
+        if entry.kind in MOMENTS
+        else None
+        for place, entry in zip(places, present, strict=True)
+    ]
 
 
 def check_positions(saved: Sequence[Entry], present: Sequence[Entry], optimizer: str) -> None:
@@ -109,6 +178,12 @@ def names(entries: Iterable[Entry]) -> list[str]:
     return [entry.name for entry in entries]
 
 
+def list_names(entries: Iterable[Entry]) -> str:
+    """The first names, for messages."""
+    found = names(entries)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
 def _are_equal(one: str, other: str) -> bool:
     return one == other
 
@@ -126,9 +201,13 @@ def _drop_numbers(name: str) -> str:
     return re.sub(r"_\d+(?=_)", "", name)
 
 
+def _kinds_and_names(entries: Iterable[Entry]) -> list[tuple[str, str]]:
+    return [(entry.kind, _drop_numbers(entry.name)) for entry in entries]
+
+
 def _is_same_order(saved: Sequence[Entry], present: Sequence[Entry]) -> bool:
     """Whether all but the names is the same, and the names are not the same in another order."""
-    if [entry._replace(name="") for entry in saved] != [entry._replace(name="") for entry in present]:
+    if [entry[:2] + entry[3:4] for entry in saved] != [entry[:2] + entry[3:4] for entry in present]:
         return False
     before, now = ([_drop_numbers(entry.name) for entry in entries] for entries in (saved, present))
     return before == now or sorted(before) != sorted(now)

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 
 from tf_adam_variants.state.added_at import AddedAt
-from tf_adam_variants.state.store import CheckpointLayout, FileState
+from tf_adam_variants.state.checkpoint import CheckpointLayout
+from tf_adam_variants.state.dense_sums import DenseSums
+from tf_adam_variants.state.file import FileState
 from tf_adam_variants.utils import internals
 
 
@@ -17,6 +19,7 @@ class Savable(keras.optimizers.Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._added_at = AddedAt(self)
+        self._dense_sums = DenseSums(self)
         self._layout = CheckpointLayout(self)  # checkpoints hold it under this name
         self._file_state = FileState(self)
 
@@ -60,6 +63,6 @@ class Savable(keras.optimizers.Optimizer):
         children = super()._trackable_children(save_type, **kwargs)
         if save_type == "savedmodel":  # it holds no Python state, and would be missed on loading
             children = {name: child for name, child in children.items() if child is not self._layout}
-            if self._added_at.variables:
-                children["added_at"] = internals.wrap_tracked(self._added_at.variables)
+            if untracked := self._added_at.variables + self._dense_sums.variables:
+                children["untracked"] = internals.wrap_tracked(untracked)
         return children

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import numbers
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import numpy as np
+
+from tf_adam_variants.utils.variables import is_optimizer_rate, is_variable
 
 Check = Callable[[str, Any], Any]
 
@@ -27,18 +31,34 @@ def _hint(value: object) -> str:
     return ", which is text: write it without quotes (YAML reads 1e-3 as text and 1.0e-3 as a number)"
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+def to_python(value: Any) -> Any:
+    """A scalar or an array without axes of NumPy as a Python object, for JSON; another value as it is."""
+    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if scalar else value
+
+
+def _to_float(value: object) -> float:
+    """A finite real number as a float; NaN, which no comparison holds for, for anything else."""
+    number = to_python(value)
+    if not isinstance(number, numbers.Real) or isinstance(number, bool):
+        return math.nan
+    try:
+        number = float(number)
+    except OverflowError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def check_finite(name: str, value: Any) -> float:
     """A finite float."""
-    return float(value) if _is_finite(value) else reject(name, value, "a finite number")
+    number = _to_float(value)
+    return reject(name, value, "a finite number") if math.isnan(number) else number
 
 
 def check_nonnegative(name: str, value: Any, allowed: str = "a finite number >= 0") -> float:
     """A finite float >= 0."""
-    return float(value) if _is_finite(value) and value >= 0 else reject(name, value, allowed)
+    number = _to_float(value)
+    return number if number >= 0 else reject(name, value, allowed)
 
 
 def check_nonnegative_or_none(name: str, value: Any) -> float | None:
@@ -48,7 +68,8 @@ def check_nonnegative_or_none(name: str, value: Any) -> float | None:
 
 def check_positive(name: str, value: Any, allowed: str = "a finite number > 0") -> float:
     """A finite float > 0."""
-    return float(value) if _is_finite(value) and value > 0 else reject(name, value, allowed)
+    number = _to_float(value)
+    return number if number > 0 else reject(name, value, allowed)
 
 
 def check_positive_or_none(name: str, value: Any) -> float | None:
@@ -58,20 +79,23 @@ def check_positive_or_none(name: str, value: Any) -> float | None:
 
 def check_beta(name: str, value: Any) -> float:
     """A float in [0, 1)."""
-    return float(value) if _is_finite(value) and 0 <= value < 1 else reject(name, value, "in [0, 1)")
+    number = _to_float(value)
+    return number if 0 <= number < 1 else reject(name, value, "in [0, 1)")
 
 
 def check_fraction(name: str, value: Any) -> float:
     """A float in [0, 1]."""
-    return value if _is_finite(value) and 0 <= value <= 1 else reject(name, value, "in [0, 1]")
+    number = _to_float(value)
+    return number if 0 <= number <= 1 else reject(name, value, "in [0, 1]")
 
 
 def check_int(name: str, value: Any, least: int, allowed: str | None = None) -> int:
     """An int >= least."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if whole and int(value) >= least:
-        return int(value)
-    reject(name, value, allowed or f"an integer >= {least}")
+    number = to_python(value)
+    whole = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+    return (
+        int(number) if whole and number >= least else reject(name, value, allowed or f"an integer >= {least}")
+    )
 
 
 def int_or_none_check(least: int) -> Check:
@@ -79,27 +103,44 @@ def int_or_none_check(least: int) -> Check:
     return lambda name, value: None if value is None else check_int(name, value, least)
 
 
+def check_frequency(name: str, value: Any, allowed: str) -> str | int:
+    """The string "epoch" or an int >= 1."""
+    return "epoch" if _is_text(value, "epoch") else check_int(name, value, 1, allowed)
+
+
 def check_bool(name: str, value: Any) -> bool:
     """True or False."""
-    return value if isinstance(value, bool) else reject(name, value, "True or False")
+    flag = to_python(value)
+    return flag if isinstance(flag, bool) else reject(name, value, "True or False")
 
 
 def check_auto_or_bool(name: str, value: Any) -> str | bool:
     """The string "auto", True or False."""
-    auto = isinstance(value, str) and value == "auto"
-    return value if auto or isinstance(value, bool) else reject(name, value, "'auto', True or False")
+    flag = to_python(value)
+    return (
+        flag
+        if isinstance(flag, bool) or _is_text(flag, "auto")
+        else reject(name, value, "'auto', True or False")
+    )
 
 
 def check_str(name: str, value: Any) -> str:
     """A string that is not empty."""
-    return value if isinstance(value, str) and value else reject(name, value, "a string that is not empty")
+    text = to_python(value)
+    return text if isinstance(text, str) and text else reject(name, value, "a string that is not empty")
+
+
+def _is_text(value: Any, text: str) -> bool:
+    value = to_python(value)
+    return isinstance(value, str) and value == text
 
 
 def one_of_check(*allowed: str) -> Check:
     """A check for one of these strings."""
 
     def check(name: str, value: Any) -> str:
-        return value if value in allowed else reject(name, value, f"one of {', '.join(map(repr, allowed))}")
+        found = [text for text in allowed if _is_text(value, text)]
+        return found[0] if found else reject(name, value, f"one of {', '.join(map(repr, allowed))}")
 
     return check
 
@@ -111,8 +152,14 @@ def check_no_class(name: str, value: Any) -> None:
 
 
 def check_learning_rate(name: str, value: Any) -> Any:
-    """A float for a number; schedules and callables as they are."""
+    """A float for a number or the rate of an optimizer; schedules and callables as they are."""
     check_no_class(name, value)
+    if is_variable(value) and not is_optimizer_rate(value):
+        raise ValueError(
+            f"`{name}` must not be a variable: the optimizer would read it once and not follow it. Pass a "
+            "callable that returns the variable, as `lambda: variable`; or pass a number, and assign to "
+            f"`optimizer.learning_rate` later. Received: {name}={value!r}"
+        )
     if callable(value):
         return value
     if getattr(value, "shape", None) == ():
@@ -126,9 +173,9 @@ def check_patterns(name: str, value: Iterable[str] | None) -> list[str] | None:
     """A list of regular expressions that compile, or None."""
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(to_python(value), (str, bytes)) or not isinstance(to_python(value), Iterable):
         reject(name, value, "a list of regular expressions")
-    checked = list(value)
+    checked = [to_python(pattern) for pattern in value]
     for pattern in checked:
         if not isinstance(pattern, str):
             reject(name, checked, f"a list of regular expressions ({pattern!r} is not a string)")
@@ -137,3 +184,18 @@ def check_patterns(name: str, value: Iterable[str] | None) -> list[str] | None:
         except re.error as error:
             reject(name, checked, f"a list of regular expressions ({pattern!r}: {error})")
     return checked
+
+
+def warn(message: str) -> None:
+    """Warn, and name the line of the user's program that is to blame."""
+    warnings.warn(message, stacklevel=1 + _levels_to_caller())
+
+
+def _levels_to_caller() -> int:
+    """How far up the first function is that belongs neither to this package nor to Keras or TensorFlow."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and re.match(
+        r"(tf_adam_variants|keras|tensorflow)\b", frame.f_globals.get("__name__", "")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level

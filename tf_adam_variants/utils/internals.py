@@ -5,13 +5,16 @@ A test compares this module with what the package uses, on the oldest and the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
+from keras.src.saving import saving_lib
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+from tensorflow.python.trackable.data_structures import TrackableDataStructure
 
 # Private attributes of `keras.optimizers.Optimizer` that our subclass uses. Keras saves and tracks them.
 INHERITED = {
@@ -52,8 +55,8 @@ def wrap_tracked(values: list[Any]) -> Any:
     return tf.__internal__.tracking.wrap(values)
 
 
-def keras_optimizer_names() -> Collection[str]:
-    """The names, in lower case, that Keras resolves by itself. To ask it would make an optimizer."""
+def keras_optimizers() -> Mapping[str, type]:
+    """The classes that Keras resolves by itself, by name in lower case. To ask it would make an optimizer."""
     return ALL_OBJECTS_DICT
 
 
@@ -65,9 +68,43 @@ def variables_of(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(optimizer._trainable_variables) if optimizer.built else []
 
 
+def key_of(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
+    """What is the same for a Keras variable, its tf.Variable and its copies on replicas."""
+    return optimizer._var_key(variable)
+
+
 def count_steps(optimizer: keras.optimizers.Optimizer) -> int:
     """How many steps it has taken, with those that only accumulate gradients: `iterations` are updates."""
     return int(optimizer._iterations.numpy())
+
+
+def inner_optimizer(model: keras.Model) -> Any:
+    """The optimizer of a model without the LossScaleOptimizer around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+# -- saving --------------------------------------------------------------------------------------------------
+
+
+# What is of this class may be missing in a checkpoint: `assert_existing_objects_matched` passes over it.
+OptionalState = TrackableDataStructure
+
+
+class LoadCall(NamedTuple):
+    """The arguments of a call of `load_weights`."""
+
+    model: keras.Model
+    skip_mismatch: bool
+
+
+def current_load() -> LoadCall | None:
+    """The call of `load_weights` that this is part of. Keras tells the optimizer nothing of it."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is saving_lib.load_weights_only.__code__:
+            return LoadCall(frame.f_locals["model"], frame.f_locals["skip_mismatch"])
+        frame = frame.f_back
+    return None
 
 
 # -- Keras's trainer -----------------------------------------------------------------------------------------

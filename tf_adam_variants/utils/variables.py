@@ -46,6 +46,26 @@ def state_dtype(variable: Any) -> tf.DType:
     return tf.float32 if is_half(variable) else tf.as_dtype(variable.dtype)
 
 
+def is_keras_variable(value: Any) -> bool:
+    """Whether it is a Keras variable: in Keras 3.6 not all of them are instances of `keras.Variable`."""
+    return hasattr(value, "path") and hasattr(value, "assign")
+
+
+def is_variable(value: Any) -> bool:
+    """Whether it is a variable of TensorFlow or Keras."""
+    return isinstance(value, tf.Variable) or is_keras_variable(value)
+
+
+def is_optimizer_rate(value: Any) -> bool:
+    """Whether it is what `optimizer.learning_rate` returns: the variable that Keras makes of a number.
+
+    One optimizer copies it from another, as in `optimizer.learning_rate = other.learning_rate`.
+    """
+    if not is_keras_variable(value):
+        return False
+    return value.name == "learning_rate" and value.aggregation == "only_first_replica"
+
+
 def tf_variable(variable: Any) -> Any:
     """The tf.Variable of a Keras variable; another variable as it is."""
     return variable.value if hasattr(variable, "path") else variable
