@@ -4,11 +4,13 @@
     python tests/tools/peer_suites.py keras AdamW LAMB
     python tests/tools/peer_suites.py keras QHAdamW --replace Adam --files keras/src/callbacks
 
-The first argument is a clone of keras, keras-hub or keras-tuner; its tests import the package of the clone.
-Clone the version that is installed. pytest runs the files in a process of its own, first as they are. The tests
-that pass and create one of the optimizers of `--replace` run again for each of ours. It replaces those classes
-in all modules of Keras, and their names in `keras.optimizers.get`. The program prints a row for each file,
-and every test that ends in another way. docs/peer_suites.md explains the results.
+The first argument is a clone of keras, keras-hub or keras-tuner at the version that is installed; its tests
+import the package of the clone. pytest runs the files in a process of its own, first as they are. The tests
+that pass and create one of the optimizers of `--replace` run again with each of ours. It replaces those
+classes in all modules of Keras, and their names in `keras.optimizers.get`. The program prints a row for each
+file, and every test that ends in another way. With `--like-sgd`, tests can also expect the numbers of SGD:
+without epsilon, decay and trust ratio, all of our optimizers take its steps along a constant gradient.
+docs/peer_suites.md explains the results.
 
 This file is also the plugin of pytest that replaces the classes and writes down the result of each test.
 """
@@ -16,8 +18,10 @@ This file is also the plugin of pytest that replaces the classes and writes down
 import argparse
 import collections
 import functools
+import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,8 +31,8 @@ OPTIMIZERS = ("AdamW", "QHAdam", "QHAdamW", "LAMB")
 REPLACED = ("Adam", "AdamW", "Lamb", "SGD", "RMSprop", "Adagrad")
 # What trains or saves models, by the folder of each package.
 FILES = {
-    "keras/src": """callbacks trainers/trainer_test.py trainers/compile_utils_test.py saving legacy/saving models
-        export/saved_model_test.py export/tfsm_layer_test.py backend/tensorflow distillation wrappers
+    "keras/src": """callbacks trainers/trainer_test.py trainers/compile_utils_test.py saving legacy/saving
+        export/saved_model_test.py export/tfsm_layer_test.py backend/tensorflow models distillation wrappers
         optimizers/optimizer_test.py optimizers/loss_scale_optimizer_test.py optimizers/adam_test.py
         optimizers/multi_optimizer_test.py optimizers/optimizer_sparse_test.py optimizers/adamw_test.py
         optimizers/lamb_test.py""",
@@ -58,6 +62,20 @@ def put(ours, names):
     return theirs
 
 
+def step_like_sgd(ours):
+    """A step along a constant gradient becomes the step of SGD. Arguments that only SGD has are left out."""
+    init, known = ours.__init__, inspect.signature(ours.__init__)
+    defaults = {"weight_decay": 0.0, "epsilon": 1e-30, "exclude_from_layer_adaptation": ["."]}
+
+    @functools.wraps(init)
+    def with_defaults(self, *args, **kwargs):
+        kwargs = {name: value for name, value in kwargs.items() if name in known.parameters}
+        free = known.parameters.keys() - known.bind(self, *args, **kwargs).arguments.keys()
+        init(self, *args, **kwargs, **{name: value for name, value in defaults.items() if name in free})
+
+    ours.__init__ = with_defaults
+
+
 def count(classes):
     """Count the optimizers of exactly these classes."""
     from keras.src.optimizers.base_optimizer import BaseOptimizer
@@ -80,6 +98,8 @@ def pytest_configure(config):
     ours = told["optimizer"] and getattr(tav, told["optimizer"])
     theirs = put(ours, told["replace"])
     count([ours] if ours else theirs)
+    if ours and told["like_sgd"]:
+        step_like_sgd(ours)
 
 
 def pytest_runtest_setup(item):
@@ -89,8 +109,8 @@ def pytest_runtest_setup(item):
 
 def pytest_runtest_logreport(report):
     if report.when == "call" or report.outcome != "passed":
-        crash = str(getattr(report.longrepr, "reprcrash", None) or report.longrepr or "")
-        why = " ".join([line.strip() for line in crash.splitlines() if line.strip()][:4])
+        crash = getattr(getattr(report.longrepr, "reprcrash", None), "message", str(report.longrepr or ""))
+        why = " ".join([line.strip() for line in crash.splitlines() if line.strip()])[:400]
         line = {"test": report.nodeid, "outcome": report.outcome, "created": created, "why": why}
         with open(json.loads(os.environ[SETTINGS])["results"], "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -104,7 +124,8 @@ def run(options, tests, optimizer):
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results")
         results.touch()
-        told = {"optimizer": optimizer, "replace": options.replace, "results": str(results)}
+        told = {"optimizer": optimizer, "results": str(results)}
+        told |= {"replace": options.replace, "like_sgd": options.like_sgd}
         paths = [options.clone, Path(__file__).parent, Path(__file__).parents[2]]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
@@ -154,7 +175,8 @@ def main():
     parser.add_argument("optimizers", nargs="+", choices=OPTIMIZERS)
     parser.add_argument("--replace", nargs="+", default=REPLACED, help="classes of keras.optimizers")
     parser.add_argument("--files", nargs="+", help="files or folders with tests, relative to the clone")
-    parser.add_argument("--pytest", nargs="+", default=[], help="more arguments of pytest")
+    parser.add_argument("--like-sgd", action="store_true", help="without decay, epsilon and trust ratio")
+    parser.add_argument("--pytest", type=shlex.split, default=[], help="its arguments: --pytest='-k fit'")
     options = parser.parse_args()
     known = [(options.clone / folder, names) for folder, names in FILES.items()]
     files = [str(folder / name) for folder, names in known if folder.is_dir() for name in names.split()]
