@@ -1,15 +1,15 @@
-"""The suites of Keras, KerasHub and KerasTuner, with an optimizer of ours in the place of theirs.
+"""The suites of Keras, KerasHub and KerasTuner, with an optimizer of this package in the place of Keras's.
 
     git clone --branch v3.15.1 --depth 1 https://github.com/keras-team/keras
     python tests/tools/peer_suites.py keras AdamW LAMB
     python tests/tools/peer_suites.py keras QHAdamW --replace Adam --files keras/src/callbacks
 
 The first argument is a clone of keras, keras-hub or keras-tuner at the version that is installed; its tests
-import the package of the clone. pytest runs the files in a process of its own, first as they are. The tests
-that pass and create one of the optimizers of `--replace` run again with each of ours. It replaces those
-classes in all modules of Keras, and their names in `keras.optimizers.get`. The program prints a row for each
-file, and every test that ends in another way. With `--like-sgd`, tests can also expect the numbers of SGD:
-without epsilon, decay and trust ratio, all of our optimizers take its steps along a constant gradient.
+import the package of the clone. pytest runs the files in a process of its own, first as they are. Tests that
+pass and create an optimizer of `--replace` run again with each given optimizer, which replaces those classes
+in all modules of Keras, and their names in `keras.optimizers.get`. The program prints a row for each file, and
+every test that ends in another way. With `--like-sgd`, tests can also expect the numbers of SGD: without
+epsilon, decay and trust ratio, all optimizers of this package take its steps along a constant gradient.
 docs/peer_suites.md explains the results.
 
 This file is also the plugin of pytest that replaces the classes and writes down the result of each test.
@@ -145,11 +145,19 @@ def print_table(before, after, optimizer):
         row.update([f"{theirs['outcome']} before"])
         if test in after:
             ours = after[test]["outcome"]
-            ours = "not ours" if ours == "passed" and not after[test]["created"] else ours
+            ours = "not made" if ours == "passed" and not after[test]["created"] else ours
             row.update(["replaced", ours])
             if ours != "passed":
                 differ.append(f"- {test}: {ours}: {after[test]['why']}")
-    columns = ("passed before", "failed before", "skipped before", "replaced", "passed", "failed", "not ours")
+    columns = (
+        "passed before",
+        "failed before",
+        "skipped before",
+        "replaced",
+        "passed",
+        "failed",
+        "not made",
+    )
     print(f"\n{optimizer}\n\n| file | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(str(row[column]) for column in columns)} |")
