@@ -7,8 +7,8 @@
 The first argument is a clone of keras, keras-hub or keras-tuner at the version that is installed; its tests
 import the package of the clone. pytest runs the files in a process of its own, first as they are. Tests that
 pass and create an optimizer of `--replace` run again with each given optimizer, which replaces those classes
-in all modules of Keras, and their names in `keras.optimizers.get`. The program prints a row for each file, and
-every test that ends in another way. With `--like-sgd`, tests can also expect the numbers of SGD: without
+in all modules of Keras, and their names in `keras.optimizers.get`. The program prints a row for each file,
+and every test that ends in another way. With `--like-sgd`, tests can also expect the numbers of SGD: without
 epsilon, decay and trust ratio, all optimizers of this package take its steps along a constant gradient.
 docs/peer_suites.md explains the results.
 
@@ -149,15 +149,8 @@ def print_table(before, after, optimizer):
             row.update(["replaced", ours])
             if ours != "passed":
                 differ.append(f"- {test}: {ours}: {after[test]['why']}")
-    columns = (
-        "passed before",
-        "failed before",
-        "skipped before",
-        "replaced",
-        "passed",
-        "failed",
-        "not made",
-    )
+    first = [f"{outcome} before" for outcome in ("passed", "failed", "skipped")]
+    columns = [*first, "replaced", "passed", "failed", "not made"]
     print(f"\n{optimizer}\n\n| file | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(str(row[column]) for column in columns)} |")
