@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,17 @@ import numpy as np
 import tensorflow as tf
 
 _SCALARS, _TENSORS = 1, 2  # data classes of TensorFlow's summary.proto
+
+
+def create_writer(log_dir: str | os.PathLike[str]) -> Any:
+    """A writer of event files; an OSError that names the argument, where none can be written."""
+    try:
+        return tf.summary.create_file_writer(os.fspath(log_dir))
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"TrustRatioLogger cannot write in `log_dir`: {error.message}. Received: log_dir={log_dir!r}. "
+            "Take a folder that can be written"
+        ) from error
 
 
 def write_scalar(tag: str, number: float) -> None:

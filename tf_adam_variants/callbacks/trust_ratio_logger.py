@@ -81,8 +81,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         super().__init__()
         log_dir = checks.to_python(log_dir)
         if not log_dir or not isinstance(log_dir, (str, os.PathLike)):
-            allowed = "a folder, as a str or a path: the one that TensorBoard is given"
-            checks.reject("log_dir", log_dir, allowed)
+            checks.reject("log_dir", log_dir, "a folder, as a str or a path: the one of TensorBoard")
         allowed = '"epoch" or an integer >= 1: how many steps there are from one that is logged to the next'
         self.log_dir = log_dir
         self.update_freq = checks.check_frequency("update_freq", update_freq, allowed)
@@ -121,7 +120,7 @@ class TrustRatioLogger(keras.callbacks.Callback):
         self._due = False
         self._count()
         self._numbers = before.norms()
-        self._writer = self._writer or self._make_writer()
+        self._writer = self._writer or summaries.create_writer(self.log_dir)
         # Keras's TensorBoard callback may have switched recording off for this step.
         with self._writer.as_default(norms.count_updates(self._optimizer)), tf.summary.record_if(True):
             for tag, number in self._numbers.items():
@@ -143,15 +142,6 @@ class TrustRatioLogger(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def _make_writer(self) -> Any:
-        try:
-            return tf.summary.create_file_writer(os.fspath(self.log_dir))
-        except tf.errors.OpError as error:
-            raise OSError(
-                f"TrustRatioLogger cannot write in `log_dir`: {error.message}. Received: "
-                f"log_dir={self.log_dir!r}. Take a folder that can be written"
-            ) from error
 
     def _count(self) -> None:
         """Read how many steps the optimizer has taken, and find the next that is to be logged."""
