@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from axes import CLASSES, FUSED
 from like_sgd import assert_close, gradient, variable
+from saved_models import in_turn
 from strategies import strategy_of
 
 import tf_adam_variants as tav
@@ -279,7 +280,7 @@ def twice_nested():
     return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(inputs)))
 
 
-def shared():
+def shared_twice():
     inputs = keras.Input((4,))
     inner = encoder()
     return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(inner(inputs))))
@@ -345,13 +346,19 @@ def with_exclusions(make, cls=tav.AdamW, given="list", patterns=(INNER,)):
     return model, (x, x[:, :2])
 
 
-@axes.pairwise(
-    cls=[tav.AdamW, tav.LAMB],
-    make=[sequential_in_functional, functional_in_sequential, twice_nested, shared],
-    given=["list", "method", "variables"],
-    way=list(WAYS),
-)
-def test_a_copy_excludes_what_the_model_did(cls, make, given, way, tmp_path):
+KINDS = {
+    "AdamW, list": (tav.AdamW, sequential_in_functional, "list"),
+    "LAMB, list": (tav.LAMB, shared_twice, "list"),
+    "LAMB, method": (tav.LAMB, twice_nested, "method"),
+    "AdamW, method": (tav.AdamW, functional_in_sequential, "method"),
+    "AdamW, variables": (tav.AdamW, twice_nested, "variables"),
+    "LAMB, variables": (tav.LAMB, sequential_in_functional, "variables"),
+}
+
+
+@pytest.mark.parametrize(("way", "kind"), in_turn(WAYS, KINDS))
+def test_a_copy_excludes_what_the_model_did(way, kind, tmp_path):
+    cls, make, given = KINDS[kind]
     model, data = with_exclusions(make, cls, given)
     copied = WAYS[way](model, tmp_path / "copy")
     assert [v.path for v in copied.trainable_variables] != [v.path for v in model.trainable_variables]
@@ -361,7 +368,7 @@ def test_a_copy_excludes_what_the_model_did(cls, make, given, way, tmp_path):
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", axes.one_quick(WAYS))
 def test_a_copy_s_patterns_match_no_path_and_do_not_warn(way, tmp_path):
     model, data = with_exclusions(sequential_in_functional, patterns=["encoder/"])
     with warnings.catch_warnings():

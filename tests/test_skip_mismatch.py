@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from axes import CLASSES
+from saved_models import in_turn
 
 import tf_adam_variants as tav
 from tf_adam_variants.state import built
@@ -46,9 +46,9 @@ def lora(optimizer):
     return model
 
 
-@pytest.mark.parametrize("is_built", [False, True], ids=["new", "built"])
-@CLASSES
-def test_a_new_head_begins_anew_and_the_body_goes_on(cls, is_built, tmp_path):
+@pytest.mark.parametrize(("name", "is_built"), in_turn(["AdamW", "QHAdam", "QHAdamW", "LAMB"], [False, True]))
+def test_a_new_head_begins_anew_and_the_body_goes_on(name, is_built, tmp_path):
+    cls = getattr(tav, name)
     path, saved = file_of(cls(0.125), tmp_path)
     model = network(cls(0.125, fused=False), classes=5)
     if is_built:
