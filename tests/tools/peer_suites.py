@@ -82,12 +82,12 @@ def count(classes):
     init = BaseOptimizer.__init__
 
     @functools.wraps(init)
-    def counted(self, *args, **kwargs):
+    def init_and_count(self, *args, **kwargs):
         global created
         created += type(self) in classes
         init(self, *args, **kwargs)
 
-    BaseOptimizer.__init__ = counted
+    BaseOptimizer.__init__ = init_and_count
 
 
 def pytest_configure(config):
